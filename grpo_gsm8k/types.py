@@ -1,0 +1,86 @@
+"""Records that the primitives pass to each other (sample → score → advantage → update).
+
+All are frozen; token ids are tuples of Python ints, so that a record can be hashed, compared and written as JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+StopReason = Literal["eos", "stop", "length"]
+Status = Literal["correct", "wrong", "unparsed", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One problem of a data set.
+
+    `id` is stable across machines and splits; `answer` is the reference solution as published; `gold` its final answer alone.
+    """
+
+    id: str
+    question: str
+    answer: str
+    gold: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One rendered prompt.
+
+    `token_ids` is what engines sample from. `text` is what it was tokenised from. `messages` (role/content pairs) are given
+    where the template is a chat; only engines whose server applies its own chat template use them.
+    """
+
+    problem_id: str
+    token_ids: tuple[int, ...]
+    text: str = ""
+    messages: tuple[Mapping[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are sampled. `temperature` 0 is greedy; `top_p` 1 and `top_k` 0 are off; `max_tokens` counts new tokens.
+
+    `stop` strings end a completion; the token that completes a stop string is kept.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 1024
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What an engine sampled for one prompt.
+
+    `token_ids` are the sampled tokens, the end-of-sequence token or the end of a stop string included. `logprobs` are the
+    natural-log probabilities of those tokens under the distribution they were sampled from (temperature, top-p and top-k
+    applied; at temperature 0, of the plain softmax at temperature 1), or None where the engine has none. `stop_reason` is
+    "eos" (the model ended it), "stop" (a stop string) or "length" (truncated at `max_tokens`). `text` is given only by
+    engines whose server decodes; everyone else's tokens are decoded once, by the caller.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] | None
+    stop_reason: StopReason
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a grader says of one completion.
+
+    `value` is 1.0 for correct, 0.0 otherwise (shaped rewards may lie between). `answer` is what was read from the completion.
+    `status`: correct | wrong | unparsed (no answer found) | error (the grader itself failed, which is not a 0).
+    """
+
+    value: float
+    answer: str | None
+    status: Status
+    explanation: str = ""
