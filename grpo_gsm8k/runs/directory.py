@@ -1,0 +1,201 @@
+"""A run directory: created atomically, written so that a reader never meets half a file (layout in docs/run-directory.md)."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import grpo_gsm8k
+from grpo_gsm8k.errors import InputError, StorageError
+from grpo_gsm8k.runs.git import read_git
+from grpo_gsm8k.runs.redact import scrub, scrub_arguments
+from grpo_gsm8k.runs.storage import JsonlAppender, make_folder, read_lines, storage_error, write_bytes, write_json
+
+State = Literal["created", "running", "completed", "failed", "interrupted"]
+RESERVE = ".reserve"  # room for the last words of a run that filled its disk
+RESERVE_BYTES = 64 * 1024
+
+
+def utc_now() -> str:
+    """Returns the time as ISO 8601 in UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class RunDirectory:
+    """One run's directory; the only writer of its status, its config and its append-only records."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._appenders: dict[str, JsonlAppender] = {}
+
+    @classmethod
+    def create(cls, artifacts: Path, command: str, arguments: list[str]) -> RunDirectory:
+        """Makes `<artifacts>/runs/<UTCSTAMP>_<gitsha>`; a second run in the same second gets a suffix, never shares one."""
+        runs = artifacts / "runs"
+        make_folder(runs)
+        stem = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}_{read_git().short}"
+        number = 1
+        while True:
+            path = runs / (stem if number == 1 else f"{stem}-{number}")
+            try:
+                path.mkdir()
+                break
+            except FileExistsError:
+                number += 1
+            except OSError as error:
+                raise storage_error(path, error) from None
+        run = cls(path)
+        write_bytes(path / RESERVE, b"\0" * RESERVE_BYTES)
+        run._write_status({"state": "created", "command": command, "created_at": utc_now(), "starts": []})
+        run.write_json("command.json", _command_record(command, arguments))
+        return run
+
+    def start(self) -> None:
+        """Marks the run as running in this process; on a resumed run this adds a start."""
+        status = read_status(self.path)
+        start = {"started_at": utc_now(), **process_identity()}
+        starts = [*status.get("starts", []), start]
+        kept: dict[str, Any] = {key: status[key] for key in ("command", "created_at") if key in status}
+        self._write_status({**kept, "state": "running", "starts": starts})
+
+    def finish(self, state: State, reason: str | None, exit_code: int) -> None:
+        """Writes the run's last state; works on a full disk too, by giving up the reserve."""
+        for appender in self._appenders.values():
+            appender.close()
+        self._appenders.clear()
+        status = read_status(self.path)
+        status.pop("died", None)
+        ended = {"state": state, "reason": scrub(reason) if reason else None, "exit_code": exit_code, "ended_at": utc_now()}
+        (self.path / RESERVE).unlink(missing_ok=True)
+        self._write_status({**status, **ended})
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes `name` (a path inside the run) whole."""
+        path = self.path / name
+        make_folder(path.parent)
+        write_json(path, value)
+
+    def append(self, name: str, *values: Mapping[str, Any]) -> None:
+        """Appends lines to the JSONL file `name`."""
+        if name not in self._appenders:
+            make_folder((self.path / name).parent)
+            self._appenders[name] = JsonlAppender(self.path / name)
+        self._appenders[name].append(*values)
+
+    def read(self, name: str) -> list[Any]:
+        """Returns the whole lines of the JSONL file `name`; none where it is not there."""
+        return list(read_lines(self.path / name))
+
+    def close_file(self, name: str) -> None:
+        """Closes an append-only file early."""
+        if name in self._appenders:
+            self._appenders.pop(name).close()
+
+    def _write_status(self, status: Mapping[str, Any]) -> None:
+        write_json(self.path / "status.json", status)
+
+
+def _command_record(command: str, arguments: list[str]) -> dict[str, Any]:
+    return {
+        "command": command,
+        "argv": scrub_arguments(arguments),
+        "cwd": Path.cwd().name,
+        "package": {"name": "grpo-gsm8k", "version": grpo_gsm8k.__version__},
+        "image_digest": os.environ.get("IMAGE_DIGEST") or None,
+        "created_at": utc_now(),
+    }
+
+
+def process_identity() -> dict[str, Any]:
+    """Returns what tells this process from any other: host, boot, pid and the pid's start time (clock ticks since boot)."""
+    return {"host": platform.node(), "boot_id": _boot_id(), "pid": os.getpid(), "pid_start": _start_ticks(os.getpid())}
+
+
+def _boot_id() -> str | None:
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else None
+
+
+def _start_ticks(pid: int) -> int | None:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])  # a zombie runs no more
+
+
+def is_alive(start: Mapping[str, Any]) -> bool | None:
+    """Returns whether the process of a start is running; None where that cannot be told (another host, no /proc)."""
+    if start.get("host") != platform.node() or start.get("pid_start") is None:
+        return None
+    return start.get("boot_id") == _boot_id() and _start_ticks(int(start["pid"])) == start["pid_start"]
+
+
+def read_status(path: Path) -> dict[str, Any]:
+    """Returns status.json as written, with `died: true` where it says running and its process is gone.
+
+    Raises: InputError when the folder is no run directory or its status cannot be read.
+    """
+    import json
+
+    file = path / "status.json"
+    try:
+        status = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path} is not a run directory: it has no status.json") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from None
+    if not isinstance(status, dict) or "state" not in status:
+        raise InputError(f"{file} is not a run's status: it has no state")
+    if status["state"] in ("created", "running"):
+        starts = status.get("starts", [])
+        alive = is_alive(starts[-1]) if starts else _is_young(status)
+        if alive is False:
+            status["died"] = True
+    return status
+
+
+def _is_young(status: Mapping[str, Any]) -> bool:
+    """A run that was created and never started belongs to a process that died between the two, unless it is new."""
+    created = datetime.fromisoformat(str(status.get("created_at", "1970-01-01T00:00:00+00:00")))
+    return time.time() - created.timestamp() < 60
+
+
+def open_run(name: str, artifacts: Path) -> RunDirectory:
+    """Returns the run called `name`: a path, or the name of a directory under `<artifacts>/runs`, or "latest"."""
+    runs = artifacts / "runs"
+    path = Path(name)
+    if name == "latest":
+        found = sorted(runs.glob("*/status.json"), key=lambda file: (json_created(file), file.parent.name))
+        if not found:
+            raise InputError(f"no run under {runs}")
+        path = found[-1].parent
+    elif not path.is_dir() and (runs / name).is_dir():
+        path = runs / name
+    if not path.is_dir():
+        raise InputError(f"no run {name!r}: give the path of a run directory, its name under {runs}, or latest")
+    read_status(path)
+    return RunDirectory(path)
+
+
+def json_created(file: Path) -> str:
+    """Returns when the run of a status file was created, as text that sorts by time; "" where it cannot be read."""
+    try:
+        return str(read_status(file.parent).get("created_at", ""))
+    except InputError:
+        return ""
+
+
+def claim(run: RunDirectory) -> None:
+    """Makes sure that nobody else is writing this run, before it is resumed. Raises: InputError."""
+    status = read_status(run.path)
+    starts = status.get("starts", [])
+    if status["state"] == "running" and not status.get("died") and starts and starts[-1].get("pid") != os.getpid():
+        raise InputError(f"{run.path} is still running (pid {starts[-1].get('pid')} on {starts[-1].get('host')})")
+    if not os.access(run.path, os.W_OK):
+        raise StorageError(f"cannot write {run.path}: permission denied")

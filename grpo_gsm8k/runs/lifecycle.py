@@ -1,0 +1,88 @@
+"""From the first line of a run to its last state: logging, signals, and what a failure leaves behind."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from grpo_gsm8k.errors import HarnessError
+from grpo_gsm8k.runs.directory import RunDirectory
+from grpo_gsm8k.runs.redact import scrub
+
+log = logging.getLogger("grpo_gsm8k")
+
+
+class Interrupted(BaseException):
+    """A signal asked the run to stop. Not an Exception, so that nothing but the end of the run catches it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+def _raise_interrupted(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(number)
+
+
+class _ScrubbedFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return scrub(super().format(record))
+
+
+@contextmanager
+def running(run: RunDirectory) -> Iterator[None]:
+    """Runs the body as this run: run.log is kept, signals end it, and status.json says how it ended.
+
+    Every exception goes on to the caller. An unexpected one leaves its traceback in run.log; a HarnessError its one line.
+    """
+    handler = logging.FileHandler(run.path / "run.log", encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(_ScrubbedFormatter("%(asctime)s %(levelname)s %(message)s"))
+    previous_level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    run.start()
+    caught: dict[int, object] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            caught[number] = signal.signal(number, _raise_interrupted)
+    try:
+        yield
+    except HarnessError as error:
+        log.error("%s", error)
+        _finish(run, "failed", str(error), error.exit_code)
+        raise
+    except (KeyboardInterrupt, Interrupted) as stop:
+        code = stop.exit_code if isinstance(stop, Interrupted) else 130
+        reason = str(stop) or "SIGINT"
+        log.warning("interrupted by %s", reason)
+        _finish(run, "interrupted", reason, code)
+        raise Interrupted(code - 128) from None
+    except BaseException as error:
+        log.error("unexpected failure\n%s", traceback.format_exc())
+        _finish(run, "failed", f"{type(error).__name__}: {error}".split("\n", 1)[0], 1)
+        raise
+    else:
+        run.finish("completed", None, 0)
+    finally:
+        for caught_number, old in caught.items():
+            signal.signal(caught_number, old)  # type: ignore[arg-type]
+        log.removeHandler(handler)
+        handler.close()
+        log.setLevel(previous_level)
+
+
+def _finish(run: RunDirectory, state: str, reason: str, exit_code: int) -> None:
+    """Writes the last state of a run that did not complete; what goes wrong here must not hide what went wrong before."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(number, signal.SIG_IGN)
+    try:
+        run.finish(state, reason, exit_code)  # type: ignore[arg-type]
+    except HarnessError as error:
+        print(f"the run's last state could not be written: {error}", file=sys.stderr)

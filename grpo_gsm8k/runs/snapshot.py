@@ -1,0 +1,192 @@
+"""What the run saw of its world, written to `sys/`: machine, GPU, versions, packages, code, environment, determinism."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from grpo_gsm8k.runs.determinism import Toggle
+from grpo_gsm8k.runs.directory import RunDirectory, utc_now
+from grpo_gsm8k.runs.git import read_git
+from grpo_gsm8k.runs.redact import redact_environment, scrub
+from grpo_gsm8k.runs.storage import make_folder, write_text
+
+NVIDIA_QUERIES = {
+    "list": ["-L"],
+    "query": ["-q"],
+    "topology": ["topo", "-m"],
+    "nvlink": ["nvlink", "--status"],
+    "mig": ["mig", "-lgi"],
+}
+STACK = (
+    "torch transformers trl peft accelerate vllm datasets huggingface-hub tokenizers safetensors numpy pyarrow click rich "
+    "wandb math-verify sympy reasoning-gym flash-attn triton"
+).split()
+
+
+def write_snapshot(run: RunDirectory, toggles: Sequence[Toggle]) -> None:
+    """Writes `sys/` into the run directory; on a resumed run it goes to `sys/start-<n>/`, beside the first."""
+    folder = run.path / "sys"
+    number = 2
+    while (folder / "system.json").exists():
+        folder, number = run.path / "sys" / f"start-{number}", number + 1
+    make_folder(folder)
+    name = str(folder.relative_to(run.path))
+    git = read_git()
+    state = asdict(git)
+    diff = state.pop("diff")
+    run.write_json(f"{name}/git.json", state)
+    if diff:
+        write_text(folder / "dirty.diff", diff)
+    gpu = read_nvidia()
+    run.write_json(f"{name}/system.json", read_system())
+    run.write_json(f"{name}/nvidia.json", gpu)
+    run.write_json(f"{name}/versions.json", read_versions(gpu))
+    write_text(folder / "packages.txt", "\n".join(read_packages()) + "\n")
+    run.write_json(f"{name}/env.json", redact_environment(dict(os.environ)))
+    write_toggles(run, toggles, name)
+
+
+def write_toggles(run: RunDirectory, toggles: Sequence[Toggle], folder: str = "sys") -> None:
+    """Writes determinism.json: each toggle, what was asked, what was got, and whether they agree."""
+    rows = [{**asdict(toggle), "held": toggle.asked in (toggle.got, "as is")} for toggle in toggles]
+    run.write_json(f"{folder}/determinism.json", rows)
+
+
+def read_system() -> dict[str, Any]:
+    """Returns time, OS, CPU, memory, disk and whether this is a container."""
+    release = _release()
+    disk = shutil.disk_usage(Path.cwd())
+    return {
+        "time": utc_now(),
+        "host": platform.node(),
+        "os": {
+            "system": platform.system(),
+            "release": platform.release(),
+            "distribution": release.get("PRETTY_NAME"),
+            "libc": "-".join(platform.libc_ver()),
+        },
+        "cpu": {
+            "model": _cpu_model(),
+            "architecture": platform.machine(),
+            "cores": os.cpu_count(),
+            "usable_cores": len(os.sched_getaffinity(0)),
+            "flags": _cpu_flags(),
+        },
+        "memory_bytes": _memory(),
+        "disk_bytes": {"total": disk.total, "free": disk.free},
+        "container": _container(),
+        "python": {
+            "version": platform.python_version(),
+            "implementation": platform.python_implementation(),
+            "executable": Path(sys.executable).name,
+        },
+    }
+
+
+def _release() -> dict[str, str]:
+    try:
+        return platform.freedesktop_os_release()
+    except OSError:
+        return {}
+
+
+def _proc(path: str) -> str:
+    file = Path(path)
+    return file.read_text(errors="replace") if file.exists() else ""
+
+
+def _cpu_model() -> str:
+    found = re.search(r"^model name\s*:\s*(.+)$", _proc("/proc/cpuinfo"), re.M)
+    return found.group(1) if found else platform.processor()
+
+
+def _cpu_flags() -> list[str]:
+    """The instruction sets that decide which arithmetic kernels are taken."""
+    found = re.search(r"^flags\s*:\s*(.+)$", _proc("/proc/cpuinfo"), re.M)
+    return [flag for flag in (found.group(1).split() if found else []) if flag.startswith(("avx", "amx", "fma", "sse4"))]
+
+
+def _memory() -> dict[str, int]:
+    rows = dict(re.findall(r"^(MemTotal|MemAvailable|SwapTotal):\s*(\d+) kB", _proc("/proc/meminfo"), re.M))
+    return {key: int(value) * 1024 for key, value in rows.items()}
+
+
+def _container() -> str | None:
+    if Path("/.dockerenv").exists():
+        return "docker"
+    if Path("/run/.containerenv").exists():
+        return "podman"
+    return "kubernetes" if "KUBERNETES_SERVICE_HOST" in os.environ else None
+
+
+def read_nvidia() -> dict[str, Any]:
+    """Returns what nvidia-smi says (-L, -q, topo, nvlink, MIG), or that there is none."""
+    if shutil.which("nvidia-smi") is None:
+        return {"present": False, "why": "no nvidia-smi on the PATH"}
+    answers: dict[str, Any] = {"present": True}
+    for key, arguments in NVIDIA_QUERIES.items():
+        try:
+            done = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=30, errors="replace")
+            answers[key] = {"exit_code": done.returncode, "output": scrub(done.stdout + done.stderr)}
+        except (OSError, subprocess.TimeoutExpired) as error:
+            answers[key] = {"exit_code": None, "output": f"{type(error).__name__}: {error}"}
+    answers["present"] = answers["list"]["exit_code"] == 0 and "GPU" in answers["list"]["output"]
+    return answers
+
+
+def read_versions(gpu: dict[str, Any]) -> dict[str, Any]:
+    """Returns the versions of the stack, and of CUDA, cuDNN, NCCL and the driver, without importing any of it."""
+    versions: dict[str, Any] = {"stack": {}}
+    for name in STACK:
+        try:
+            versions["stack"][name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions["stack"][name] = None
+    query = gpu.get("query", {}).get("output", "")
+    driver = re.search(r"Driver Version\s*:\s*(\S+)", query)
+    versions["driver"] = driver.group(1) if driver else None
+    driver_cuda = re.search(r"CUDA Version\s*:\s*(\S+)", query)
+    versions["driver_cuda"] = driver_cuda.group(1) if driver_cuda else None
+    versions["cuda"] = _torch_cuda()
+    versions["cudnn"] = _distribution_version("nvidia-cudnn")
+    versions["nccl"] = _distribution_version("nvidia-nccl")
+    return versions
+
+
+def _torch_cuda() -> str | None:
+    """The CUDA that torch was built for, read from its version file: importing torch takes seconds."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    found = re.search(r"^cuda[^=\n]*=\s*'([^']+)'", (Path(spec.origin).parent / "version.py").read_text(), re.M)
+    return found.group(1) if found else None
+
+
+def _distribution_version(prefix: str) -> str | None:
+    for item in importlib.metadata.distributions():
+        if str(item.metadata["Name"]).lower().startswith(prefix):
+            return item.version
+    return None
+
+
+def read_packages() -> list[str]:
+    """Returns every installed distribution as `name==version`, or `name @ url` where it came from a folder or a repository."""
+    lines = set()
+    for item in importlib.metadata.distributions():
+        origin = item.read_text("direct_url.json")
+        url = json.loads(origin).get("url", "") if origin else ""
+        where = f" @ {'editable' if 'editable' in (origin or '') else Path(url).name}" if url else ""
+        lines.add(scrub(f"{item.metadata['Name']}=={item.version}{where}"))
+    return sorted(lines, key=str.lower)

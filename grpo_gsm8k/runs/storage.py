@@ -1,0 +1,120 @@
+"""Bytes on disk: files are written whole and renamed into place, or appended one whole line at a time."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from grpo_gsm8k.errors import StorageError
+
+
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """Returns the one-line failure for an OSError at `path`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(f"the disk is full: could not write {path}; free some space and use --resume")
+    return StorageError(f"cannot write {path}: {error.strerror or error}; give a folder that can be written")
+
+
+def make_folder(path: Path) -> None:
+    """Creates a folder and its parents. Raises: StorageError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(path, error) from None
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file whole: to a temporary name beside it, fsynced, then renamed. Raises: StorageError; the old file stays."""
+    temporary = None
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise storage_error(path, error) from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes text as UTF-8, whole; lone surrogates are kept as escapes."""
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as indented JSON, whole."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def json_line(value: Any) -> bytes:
+    """Returns one JSON line; the same value gives the same bytes on every machine."""
+    return json.dumps(value, ensure_ascii=False, separators=(", ", ": ")).encode("utf-8", errors="backslashreplace") + b"\n"
+
+
+class JsonlAppender:
+    """Appends whole lines to a JSONL file; a torn last line, left by a killed writer, is cut off on opening."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            self._cut_torn_line()
+        except OSError as error:
+            raise storage_error(path, error) from None
+
+    def _cut_torn_line(self) -> None:
+        content = self.path.read_bytes()
+        if content and not content.endswith(b"\n"):
+            os.ftruncate(self._descriptor, content.rfind(b"\n") + 1)
+
+    def append(self, *values: Any) -> None:
+        """Appends one line a value; on a full disk the file is cut back to its last whole line."""
+        content = b"".join(json_line(value) for value in values)
+        size = os.fstat(self._descriptor).st_size
+        try:
+            written = 0
+            while written < len(content):
+                written += os.write(self._descriptor, content[written:])
+        except OSError as error:
+            os.ftruncate(self._descriptor, size)
+            raise storage_error(self.path, error) from None
+
+    def close(self) -> None:
+        """Closes the file; what was appended is on disk."""
+        if self._descriptor >= 0:
+            os.fsync(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def read_lines(path: Path) -> Iterator[Any]:
+    """Yields the whole lines of an append-only JSONL file of ours; a torn last line is left out."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    for line in content[: content.rfind(b"\n") + 1].split(b"\n"):
+        if line:
+            yield json.loads(line)
+
+
+def digest(value: Any) -> str:
+    """Returns the sha256 of a value's canonical JSON (keys sorted), or of bytes as they are."""
+    if not isinstance(value, bytes):
+        value = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+    return hashlib.sha256(value).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Returns the sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
