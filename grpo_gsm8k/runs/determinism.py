@@ -16,6 +16,7 @@ from typing import Any
 MODES = ("strict", "fast")
 SEED_BITS = 48
 _RESTARTED = "GRPO_GSM8K_RESTARTED"
+_HASH_SEED_AT_START = os.environ.get("PYTHONHASHSEED", "random")  # later changes of the variable change nothing
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def _hash_seed() -> str:
     """Returns the hash seed this process really runs with: "0" where hashing is not randomised."""
     if sys.flags.hash_randomization == 0:
         return "0"
-    return os.environ.get("PYTHONHASHSEED", "random") if sys.flags.ignore_environment == 0 else "random"
+    return "random" if sys.flags.ignore_environment else _HASH_SEED_AT_START
 
 
 def seed_python(seed: int) -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from grpo_gsm8k.runs.redact import scrub
 
 PACKAGE = Path(__file__).resolve().parents[1]
 SOURCE_SUFFIXES = frozenset(".py .pyi .toml .yaml .yml .json .sh .txt .md .cfg .ini .j2 .html .css .js .bats .lock".split())
@@ -74,9 +73,9 @@ def _dirty_diff(root: Path) -> tuple[str, list[str]]:
         else:
             untracked.append(name)
     if not untracked:
-        return scrub(_git(root, "diff", "--binary", "HEAD")), left_out
+        return _git(root, "diff", "--binary", "HEAD"), left_out
     with tempfile.TemporaryDirectory() as folder:
         index = str(Path(folder) / "index")
         shutil.copyfile(_git(root, "rev-parse", "--path-format=absolute", "--git-path", "index").strip(), index)
         _git(root, "add", "--intent-to-add", "--", *untracked, index=index)
-        return scrub(_git(root, "diff", "--binary", "HEAD", index=index)), left_out
+        return _git(root, "diff", "--binary", "HEAD", index=index), left_out

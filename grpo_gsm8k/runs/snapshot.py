@@ -48,7 +48,7 @@ def write_snapshot(run: RunDirectory, toggles: Sequence[Toggle]) -> None:
     diff = state.pop("diff")
     run.write_json(f"{name}/git.json", state)
     if diff:
-        write_text(folder / "dirty.diff", diff)
+        write_text(folder / "dirty.diff", scrub(diff))
     gpu = read_nvidia()
     run.write_json(f"{name}/system.json", read_system())
     run.write_json(f"{name}/nvidia.json", gpu)
@@ -159,14 +159,14 @@ def read_versions(gpu: dict[str, Any]) -> dict[str, Any]:
     versions["driver"] = driver.group(1) if driver else None
     driver_cuda = re.search(r"CUDA Version\s*:\s*(\S+)", query)
     versions["driver_cuda"] = driver_cuda.group(1) if driver_cuda else None
-    versions["cuda"] = _torch_cuda()
+    versions["cuda"] = torch_cuda()
     versions["cudnn"] = _distribution_version("nvidia-cudnn")
     versions["nccl"] = _distribution_version("nvidia-nccl")
     return versions
 
 
-def _torch_cuda() -> str | None:
-    """The CUDA that torch was built for, read from its version file: importing torch takes seconds."""
+def torch_cuda() -> str | None:
+    """Returns the CUDA that torch was built for, or None; read from its version file, since importing torch takes seconds."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None

@@ -1,0 +1,52 @@
+# Needs only Python 3.11 or 3.12 and make. `make demo` and `make test` set up what they need.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN := $(BIN)/python -m
+
+.PHONY: help setup demo test test-slow test-vllm lint format bench docs tiny-model clean
+
+help: ## List the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/.ready ## Make the virtual environment
+
+$(VENV)/.ready: pyproject.toml requirements/constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 13) else "Python 3.11 or 3.12 is needed, this is " + sys.version.split()[0] + "; name one with make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup ## The main job on its CPU default: evaluate the tiny model, with a report
+	$(RUN) grpo_gsm8k.cli eval --limit 200
+
+test: setup ## The tests
+	$(RUN) pytest -n 2
+
+test-slow: setup ## The tests, slow ones too
+	$(RUN) pytest -n 2 --runslow
+
+test-vllm: ## The vLLM tests, against real vLLM on CPU in an environment of its own
+	PYTHON=$(PYTHON) scripts/setup_vllm_cpu.sh
+	.venv-vllm/bin/python -m pytest -m vllm
+
+lint: setup ## Style, types and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(RUN) mypy
+
+format: setup ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## The benchmarks (each prints a table; ratios within one run)
+	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+docs: setup ## Write the generated pages of docs/
+	$(BIN)/python scripts/write_docs.py
+
+tiny-model: setup ## Train the shipped tiny model again
+	$(BIN)/python scripts/build_tiny_model.py --out grpo_gsm8k/models/tiny
+
+clean: ## Remove the environments and caches (never artifacts/)
+	rm -rf .venv .venv-vllm .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

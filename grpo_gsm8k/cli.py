@@ -1,0 +1,103 @@
+"""The command line: one small file per command under commands/, loaded only when it is asked for.
+
+Exit codes: 0 done · 1 the environment or a proof failed · 2 bad input · 130 Ctrl-C · 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+import grpo_gsm8k
+from grpo_gsm8k.errors import HarnessError, unknown_name
+from grpo_gsm8k.runs.lifecycle import Interrupted
+
+# name: (module:attribute, one line of help). The help stands here so that `--help` imports no command.
+COMMANDS = {
+    "eval": ("grpo_gsm8k.commands.eval:command", "Evaluate a model: prepare data, sample, grade, report."),
+    "data": ("grpo_gsm8k.commands.data:group", "Prepare and verify pinned data sets."),
+    "presets": ("grpo_gsm8k.commands.presets:command", "List the shipped presets, or print one."),
+    "templates": ("grpo_gsm8k.commands.templates:command", "List the prompt templates, or print one."),
+    "report": ("grpo_gsm8k.commands.report:command", "Write report.html of a run directory."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Returns the commands' names in the order in which they are listed above."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Returns the command, imported now."""
+        if name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[name][0].partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Returns the command and what is left for it; an unknown one is refused with the nearest known."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise click.UsageError(unknown_name("command", args[0], COMMANDS))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the list of commands from their one-line helps alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(grpo_gsm8k.__version__, prog_name="grpo-gsm8k")
+def cli() -> None:
+    """Evaluate and post-train language models on verifiable reasoning; every run leaves a directory that proves it."""
+
+
+def run_command(command: click.Command, arguments: Sequence[str] | None, name: str) -> int:
+    """Returns the exit code of a click command; what goes wrong is said in one line on stderr."""
+    try:
+        command.main(args=None if arguments is None else list(arguments), prog_name=name, standalone_mode=False)
+        sys.stdout.flush()
+        return 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else error.format_message(), err=True)
+        return 2
+    except click.ClickException as error:
+        return _say(" ".join(error.format_message().split()), error.exit_code)
+    except click.Abort:
+        return _say("interrupted (SIGINT)", 130)
+    except HarnessError as error:
+        return _say(str(error), error.exit_code)
+    except Interrupted as stop:
+        return _say(f"interrupted ({stop})", stop.exit_code)
+    except KeyboardInterrupt:
+        return _say("interrupted (SIGINT)", 130)
+    except BrokenPipeError:  # whoever read our output has gone; nothing may be written to it on the way out
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        kept = [note for note in getattr(error, "__notes__", []) if "run.log" in note]
+        if not kept:
+            raise
+        return _say(f"unexpected failure: {type(error).__name__}: {' '.join(str(error).split())} ({kept[0]})", 1)
+
+
+def _say(line: str, code: int) -> int:
+    click.echo(f"error: {line}" if code not in (130, 143) else line, err=True)
+    return code
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line on `arguments` (default: the process's own) and returns its exit code."""
+    return run_command(cli, arguments, "grpo-gsm8k")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

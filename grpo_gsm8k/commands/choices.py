@@ -1,0 +1,62 @@
+"""What `auto` becomes: each choice is said, and recorded as the option's source."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+
+from grpo_gsm8k.config import EvalConfig
+from grpo_gsm8k.errors import ConfigError
+from grpo_gsm8k.options import Resolved
+
+log = logging.getLogger("grpo_gsm8k")
+
+BIG_MODEL = "Qwen/Qwen2.5-Math-1.5B"
+
+
+def choose(resolved: Resolved[EvalConfig]) -> Resolved[EvalConfig]:
+    """Returns the config with every `auto` of an evaluation replaced by what was chosen, and why."""
+    from grpo_gsm8k.engines.select import choose_engine
+
+    config = resolved.config
+    if config.engine == "auto" and config.base_url is not None:
+        resolved = resolved.filled("engine", "openai", "base_url is given")
+    has_cuda = resolved.config.engine != "openai" and _sees_cuda(config.device)
+    where = "torch sees a CUDA device" if has_cuda else "torch sees no CUDA device"
+    if config.model_id == "auto":
+        if resolved.config.engine == "openai":
+            raise ConfigError("engine openai needs model_id, the name that the server knows the model by")
+        resolved = resolved.filled("model_id", BIG_MODEL if has_cuda else "tiny", where)
+    if resolved.config.engine == "auto":
+        name, why = choose_engine("auto", has_cuda=has_cuda, has_vllm=importlib.util.find_spec("vllm") is not None)
+        resolved = resolved.filled("engine", name, why)
+    tiny = resolved.config.model_id == "tiny"
+    if config.dataset == "auto":
+        resolved = resolved.filled("dataset", "tiny" if tiny else "gsm8k", f"the model is {resolved.config.model_id}")
+    if config.template == "auto":
+        why = "what the tiny model was trained on" if tiny else "the data set is solved by chain of thought"
+        resolved = resolved.filled("template", "question" if tiny else "qwen_math_cot", why)
+    if config.graders == ("auto",):
+        math = resolved.config.dataset in ("math", "math500")
+        graders = ("math", "numeric") if math else ("numeric", "gsm8k_strict", "math")
+        if resolved.config.dataset == "gym":
+            graders = ("gym",)
+        resolved = resolved.filled("graders", graders, f"the data set is {resolved.config.dataset}")
+    return resolved
+
+
+def _sees_cuda(device: str) -> bool:
+    if device == "cpu":
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def log_choices(resolved: Resolved[EvalConfig]) -> None:
+    """Says what was chosen, in one line each."""
+    for key, source in resolved.sources.items():
+        if source.startswith("auto: "):
+            value = getattr(resolved.config, key)
+            shown = ",".join(value) if isinstance(value, tuple) else value
+            log.info("%s = %s (%s)", key, shown, source.removeprefix("auto: "))
