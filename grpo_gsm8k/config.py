@@ -8,9 +8,8 @@ from grpo_gsm8k.errors import ConfigError
 from grpo_gsm8k.options import option
 
 DATASETS = ("gsm8k", "math", "math500", "tiny", "gym")
-GRADERS = ("numeric", "gsm8k_strict", "math", "format")
+GRADERS = ("numeric", "gsm8k_strict", "math", "format", "format_boxed")
 ENGINES = ("transformers", "vllm", "openai")
-GSM8K_COMMIT = "740312add88f781978c0658806c59bc2815b9866"
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,11 @@ class EvalConfig(RunOptions, DataOptions):
     )
     model_revision: str | None = option(None, "Commit, branch or tag of a hub model.")
     adapter: str | None = option(None, "Folder of a PEFT adapter to put on the model.")
-    dataset: str = option("auto", "Data set; auto: tiny for the tiny model, else gsm8k.", choices=("auto", *DATASETS))
+    dataset: str = option(
+        "auto",
+        "Data set; auto: tiny for the tiny model unless revision or source is given, else gsm8k.",
+        choices=("auto", *DATASETS),
+    )
     out_dir: str | None = option(None, "Folder of the prepared data; none: <artifacts_dir>/<dataset>.")
     eval_n: int = option(512, "Training problems held out as validation when the data are prepared.", min=1)
     split_seed: int = option(31415, "Seed of the split into training and validation.", min=0, max=2**32 - 1)
@@ -80,6 +83,8 @@ class EvalConfig(RunOptions, DataOptions):
     api: str = option(
         "completions", "openai: completions sends token ids, chat sends messages.", choices=("completions", "chat")
     )
+    tokenizer: str | None = option(None, "openai: hub id or folder of the tokenizer; none: that of model_id.")
+    requests_per_minute: float | None = option(None, "openai: rate limit of our own; none: no limit.", min=0.001)
     concurrency: int = option(32, "openai: requests in flight.", min=1)
     temperature: float = option(0.0, "Sampling temperature; 0 is greedy.", min=0.0)
     top_p: float = option(1.0, "Nucleus sampling; 1 is off.", min=1e-6, max=1.0)

@@ -29,16 +29,18 @@ def choose(resolved: Resolved[EvalConfig]) -> Resolved[EvalConfig]:
         resolved = resolved.filled("model_id", BIG_MODEL if has_cuda else "tiny", where)
     if resolved.config.engine == "auto":
         name, why = choose_engine("auto", has_cuda=has_cuda, has_vllm=importlib.util.find_spec("vllm") is not None)
-        resolved = resolved.filled("engine", name, why)
+        resolved = resolved.filled("engine", name, why.removeprefix("auto: "))
     tiny = resolved.config.model_id == "tiny"
     if config.dataset == "auto":
-        resolved = resolved.filled("dataset", "tiny" if tiny else "gsm8k", f"the model is {resolved.config.model_id}")
+        wanted = next((key for key in ("revision", "source") if getattr(config, key) is not None), None)
+        why = f"{wanted} is given" if wanted else f"the model is {resolved.config.model_id}"
+        resolved = resolved.filled("dataset", "tiny" if tiny and not wanted else "gsm8k", why)
     if config.template == "auto":
         why = "what the tiny model was trained on" if tiny else "the data set is solved by chain of thought"
         resolved = resolved.filled("template", "question" if tiny else "qwen_math_cot", why)
     if config.graders == ("auto",):
         math = resolved.config.dataset in ("math", "math500")
-        graders = ("math", "numeric") if math else ("numeric", "gsm8k_strict", "math")
+        graders: tuple[str, ...] = ("math", "numeric") if math else ("numeric", "gsm8k_strict", "math")
         if resolved.config.dataset == "gym":
             graders = ("gym",)
         resolved = resolved.filled("graders", graders, f"the data set is {resolved.config.dataset}")

@@ -44,8 +44,9 @@ def run_eval(resolved: Resolved[EvalConfig], resume: str | None = None, *, prepa
 
 def evaluate_started(start: Started[EvalConfig], prepare_data: bool) -> None:
     """Does the work of an evaluation inside its run."""
-    from grpo_gsm8k.commands.assembly import build_graders, build_tracker, load_eval_set, open_engine, render
+    from grpo_gsm8k.commands.assembly import load_eval_set, open_engine, open_graders, open_tokenizer, open_tracker, render
     from grpo_gsm8k.loops.evaluate import EvalTask, evaluate
+    from grpo_gsm8k.prompts import load_template
     from grpo_gsm8k.runs.metrics import MetricsWriter
     from grpo_gsm8k.runs.report import write_report
     from grpo_gsm8k.types import Sampling
@@ -60,25 +61,31 @@ def evaluate_started(start: Started[EvalConfig], prepare_data: bool) -> None:
         start.configure_torch()
     eval_set = load_eval_set(config, prepare_data)
     eval_set.record(run, resumed=start.resumed)
-    prompts, stop, tokenizer = render(config, eval_set)
-    with build_graders(config.graders, eval_set.problems) as graders, open_engine(config, tokenizer, start.mode) as engine:
-        run.write_json("sys/engine.json", dict(engine.describe()))
-        metrics = MetricsWriter(run, build_tracker(run, start.resolved))
+    template = load_template(config.template)
+    tokenizer = open_tokenizer(config)
+    render(config, eval_set, tokenizer, window=None)  # what is wrong with a prompt is said before an engine is loaded
+    with open_graders(config.graders) as graders, open_engine(config) as engine:
+        described = dict(engine.describe())
+        run.write_json("sys/engine.json", described)
+        metrics = MetricsWriter(run, open_tracker(run, start.resolved))
         task = EvalTask(
             problems=eval_set.problems,
-            prompts=prompts,
+            prompts=render(config, eval_set, tokenizer, window=described.get("window_tokens")),
             graders=graders.grade,
-            sampling=Sampling(config.temperature, config.top_p, config.top_k, config.max_new_tokens, stop),
+            sampling=Sampling(config.temperature, config.top_p, config.top_k, config.max_new_tokens, template.stop),
             num_samples=config.num_samples,
             seed=config.seed,
             batch_size=config.batch_size or engine.capabilities.batch_size,
+            repeats=start.mode == "strict" and engine.capabilities.repeats,
         )
-        outcome = evaluate(run, task, engine, lambda ids: tokenizer.decode(list(ids), skip_special_tokens=True))
+        outcome = evaluate(run, task, engine, lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)))
     times = outcome.pop("times")
     metrics.log(0, {**headline_metrics(outcome), **times})
     metrics.close()
     baseline = publish_rows(start)
-    run.write_json("result.json", {**outcome, "grader_versions": graders.versions, "times": times, "rows": str(baseline)})
+    run.write_json(
+        "result.json", {**outcome, "grader_versions": graders.versions, "template_sha256": template.sha256, "times": times}
+    )
     report = write_report(run.path)
     click.echo(summary(config, outcome, times))
     click.echo(f"rows    {baseline}\nreport  {report}")
@@ -87,7 +94,10 @@ def evaluate_started(start: Started[EvalConfig], prepare_data: bool) -> None:
 def headline_metrics(outcome: dict[str, Any]) -> dict[str, float]:
     """Returns an evaluation's numbers as flat metrics."""
     metrics = {"eval/num_problems": outcome["num_problems"], "eval/truncated": outcome["truncated"]}
-    metrics |= {"eval/disagreements": outcome["disagreements"], "eval/mean_completion_tokens": outcome["mean_completion_tokens"]}
+    metrics |= {
+        "eval/disagreements": outcome["disagreements"],
+        "eval/mean_completion_tokens": outcome["mean_completion_tokens"],
+    }
     for name, grader in outcome["graders"].items():
         low, high = grader["ci95"]
         metrics |= {f"eval/{name}/accuracy": grader["accuracy"], f"eval/{name}/ci95_low": low, f"eval/{name}/ci95_high": high}
@@ -104,7 +114,9 @@ def publish_rows(start: Started[EvalConfig]) -> Path:
     config = start.resolved.config
     data = Path(config.eval_path).stem if config.eval_path else f"{config.dataset}_{config.split}"
     name = config.run_name or f"{Path(config.model_id).name}_{data}_{Path(config.template).stem}"
-    target = Path(config.artifacts_dir) / "baselines" / f"{''.join(c if c.isalnum() or c in '._-' else '_' for c in name)}.jsonl"
+    target = (
+        Path(config.artifacts_dir) / "baselines" / f"{''.join(c if c.isalnum() or c in '._-' else '_' for c in name)}.jsonl"
+    )
     make_folder(target.parent)
     write_bytes(target, (start.run.path / "eval" / "step_0.jsonl").read_bytes())
     return target
@@ -125,7 +137,9 @@ def summary(config: EvalConfig, outcome: dict[str, Any], times: dict[str, float]
             lines.append("  " + "  ".join(f"{label}{k} {100 * value:.1f} %" for k, value in outcome[key].items()))
     lines.append(f"  truncated {outcome['truncated']}   graders disagree on {outcome['disagreements']}")
     apart, paired = outcome["minimum_detectable_difference"], outcome["minimum_detectable_difference_paired"]
-    shown = [f"{100 * value:.1f} points {how}" for value, how in ((paired, "on the same problems"), (apart, "on others")) if value]
+    shown = [
+        f"{100 * value:.1f} points {how}" for value, how in ((paired, "on the same problems"), (apart, "on others")) if value
+    ]
     lines.append(f"  a difference that this many problems can show: {', '.join(shown) or 'none'}")
     lines.append(f"  {outcome['mean_completion_tokens']:.1f} tokens a completion, {times['time/tokens_per_s']:,.0f} tokens/s")
     return "\n".join([*lines, "─" * width])

@@ -18,7 +18,7 @@ class Capabilities:
 
     `logprobs`: gives log-probs of the sampled tokens. `weight_updates`: takes new weights while running.
     `per_request_seeds`: honours a seed for each request. `token_ids`: takes and gives token ids (not just text).
-    `batch_invariant`: a result never depends, in any bit, on what else is in the batch.
+    `repeats`: sampling the same batch again gives the same bits (on a CPU, or in strict mode); a server gives no such promise.
     `batch_size`: how many requests one `generate` call should carry.
     """
 
@@ -26,7 +26,7 @@ class Capabilities:
     weight_updates: bool
     per_request_seeds: bool
     token_ids: bool
-    batch_invariant: bool
+    repeats: bool
     batch_size: int
 
 

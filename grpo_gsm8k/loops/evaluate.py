@@ -1,8 +1,8 @@
 """Evaluation: sample, score, record. Every completion is on disk as it finishes; resumed equals uninterrupted.
 
 The order of the work is a function of the prompts alone: requests are sorted by prompt length and cut into batches of fixed
-composition. Where an engine's arithmetic depends on what shares a batch (all but remote ones), a batch that was cut short is
-sampled again whole, and what was already on disk must come out the same, or the run stops.
+composition. An engine's arithmetic depends in its last bits on what shares a batch; so a batch that an interruption cut short
+is sampled again whole, and what was already on disk must come out the same, or the run stops.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from grpo_gsm8k.algorithms.summary import summarise
 from grpo_gsm8k.engines.protocol import Engine
 from grpo_gsm8k.errors import ProofError
+from grpo_gsm8k.rewards.registry import disagree
 from grpo_gsm8k.runs.determinism import derive_seed
 from grpo_gsm8k.runs.directory import RunDirectory
 from grpo_gsm8k.runs.metrics import write_ledger
@@ -30,7 +31,11 @@ Grade = Callable[[Sequence[Problem], Sequence[str]], list[Score]]
 
 @dataclass(frozen=True)
 class EvalTask:
-    """What is evaluated: problems and their prompts (same order), graders by name (the first is the headline), sampling."""
+    """What is evaluated: problems and their prompts (same order), graders by name (the first is the headline), sampling.
+
+    `repeats`: the engine gives the same bits when the same batch is sampled again, so that a batch which an interruption cut
+    short is sampled again whole and compared; where it does not, only what is missing is sampled.
+    """
 
     problems: Sequence[Problem]
     prompts: Sequence[Prompt]
@@ -39,6 +44,7 @@ class EvalTask:
     num_samples: int
     seed: int
     batch_size: int
+    repeats: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +126,7 @@ def _sample(
     missing = [request for request in batch if request.index not in kept]
     if not missing:
         return 0
-    wanted = missing if engine.capabilities.batch_invariant else list(batch)
+    wanted = list(batch) if task.repeats else missing
     num_tokens = 0
 
     def record(position: int, completion: Completion) -> None:
@@ -187,12 +193,6 @@ def make_row(
         "scores": {name: asdict(score) for name, score in scores.items()},
         "disagreement": disagree(scores),
     }
-
-
-def disagree(scores: Mapping[str, Score]) -> bool:
-    """Returns whether the graders that gave a verdict differ on correct or not; `error` is no verdict, `format` no answer."""
-    verdicts = {score.status == "correct" for name, score in scores.items() if score.status != "error" and name != "format"}
-    return len(verdicts) > 1
 
 
 def _completion(line: Mapping[str, Any]) -> Completion:

@@ -1,0 +1,1 @@
+"""Graders: pure text → `Score`."""

@@ -43,8 +43,12 @@ def running(run: RunDirectory) -> Iterator[None]:
     """
     handler = logging.FileHandler(run.path / "run.log", encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(_ScrubbedFormatter("%(asctime)s %(levelname)s %(message)s"))
+    console = logging.StreamHandler(sys.stderr)
+    console.setFormatter(_ScrubbedFormatter("%(message)s"))
+    console.addFilter(lambda record: record.levelno < logging.ERROR)  # what ends the run is said once, by the command line
     previous_level = log.level
     log.addHandler(handler)
+    log.addHandler(console)
     log.setLevel(logging.INFO)
     run.start()
     caught: dict[int, object] = {}
@@ -73,6 +77,7 @@ def running(run: RunDirectory) -> Iterator[None]:
         for caught_number, old in caught.items():
             signal.signal(caught_number, old)  # type: ignore[arg-type]
         log.removeHandler(handler)
+        log.removeHandler(console)
         handler.close()
         log.setLevel(previous_level)
 

@@ -75,4 +75,4 @@ class WandbTracker:
 
     def close(self) -> None:
         """Ends the W&B run."""
-        self._session.finish(quiet=True)
+        self._session.finish()

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -68,8 +69,13 @@ def test_names_in_code_are_left_alone_and_arguments_are_scrubbed() -> None:
 def test_the_snapshot_holds_machine_versions_code_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
+    checkout = make_checkout(tmp_path / "repo")
+    (checkout / "__init__.py").write_text("key = 'abcdefgh12345678'\n")
+    assert "abcdefgh12345678" in read_state(checkout, monkeypatch).diff
     run = RunDirectory.create(tmp_path, "eval", ["--key", "abcdefgh12345678"])
     write_snapshot(run, [])
+    assert b"dirty" in (run.path / "sys/git.json").read_bytes()
+    assert REDACTED in (run.path / "sys/dirty.diff").read_text()
     names = {path.name for path in (run.path / "sys").iterdir()}
     assert names >= {"system.json", "nvidia.json", "versions.json", "packages.txt", "git.json", "env.json", "determinism.json"}
     everything = b"".join(path.read_bytes() for path in run.path.rglob("*") if path.is_file())
@@ -95,6 +101,13 @@ def test_what_nvidia_smi_says_is_kept_and_its_absence_is_said(tmp_path: Path, mo
     assert read_nvidia()["present"] is False
 
 
+@pytest.fixture(autouse=True)
+def fresh_git() -> Iterator[None]:
+    """What one test says about git must not be remembered by the next."""
+    yield
+    git.read_git.cache_clear()
+
+
 def run_git(folder: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
     return subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
@@ -114,9 +127,7 @@ def make_checkout(folder: Path) -> Path:
 def read_state(package: Path, monkeypatch: pytest.MonkeyPatch) -> git.GitState:
     monkeypatch.setattr(git, "PACKAGE", package)
     git.read_git.cache_clear()
-    state = git.read_git()
-    git.read_git.cache_clear()
-    return state
+    return git.read_git()
 
 
 def test_the_dirty_diff_makes_the_commit_into_the_code_that_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

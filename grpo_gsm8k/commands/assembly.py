@@ -1,0 +1,197 @@
+"""The parts of an evaluation, built from its config: eval set, prompts, graders, engine, tracker."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grpo_gsm8k.config import DataPrepConfig, EvalConfig
+from grpo_gsm8k.data.prep import PrepRequest, prepare
+from grpo_gsm8k.data.prepared import data_record, file_record, load_split
+from grpo_gsm8k.data.rows import load_problems
+from grpo_gsm8k.data.sources import Published, find_dataset
+from grpo_gsm8k.engines.protocol import Engine
+from grpo_gsm8k.errors import DataError, ProofError
+from grpo_gsm8k.loops.evaluate import Grade
+from grpo_gsm8k.options import Resolved
+from grpo_gsm8k.prompts import render_batch
+from grpo_gsm8k.rewards.protocol import Grader
+from grpo_gsm8k.rewards.registry import make_grader
+from grpo_gsm8k.runs.directory import RunDirectory
+from grpo_gsm8k.runs.metrics import WandbTracker
+from grpo_gsm8k.types import Problem, Prompt, Score
+
+log = logging.getLogger("grpo_gsm8k")
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """The problems to evaluate, the training problems that shots are drawn from, and the record of their files."""
+
+    problems: list[Problem]
+    shots: list[Problem]
+    files: dict[str, Any]
+
+    def record(self, run: RunDirectory, *, resumed: bool) -> None:
+        """Writes data.json; on a resumed run the data must be what they were. Raises: ProofError."""
+        import json
+
+        if resumed and (run.path / "data.json").exists():
+            earlier = json.loads((run.path / "data.json").read_bytes())
+            if earlier != json.loads(json.dumps(self.files)):
+                raise ProofError(f"the data are not those that {run.path} began with (see its data.json); start a new run")
+        run.write_json("data.json", self.files)
+
+
+def data_folder(config: EvalConfig | DataPrepConfig) -> Path:
+    """Returns where the prepared data of a config lie."""
+    return Path(config.out_dir) if config.out_dir is not None else Path(config.artifacts_dir) / config.dataset
+
+
+def prep_request(config: EvalConfig | DataPrepConfig) -> PrepRequest:
+    """Returns the data preparation that a config asks for."""
+    folder = data_folder(config)
+    published = isinstance(find_dataset(config.dataset), Published)
+    snapshot = Path(config.snapshot_dir) if config.snapshot_dir is not None else folder.with_name(folder.name + "_hf_snapshot")
+    return PrepRequest(
+        dataset=config.dataset,
+        out_dir=folder,
+        eval_n=config.eval_n,
+        seed=config.split_seed if isinstance(config, EvalConfig) else config.seed,
+        revision=config.revision,
+        source=None if config.source is None else Path(config.source),
+        cache_dir=Path(config.cache_dir) if published and config.cache_dir is not None else None,
+        snapshot_dir=snapshot if published else None,
+        mixture=None if config.mixture is None else Path(config.mixture),
+    )
+
+
+def load_eval_set(config: EvalConfig, prepare_data: bool) -> EvalSet:
+    """Returns the eval set of a config; data are prepared where a split, or a file of the prepared folder, is evaluated.
+
+    Raises: DataError, HubError; ConfigError when there is nothing to evaluate.
+    """
+    folder = data_folder(config)
+    path = None if config.eval_path is None else Path(config.eval_path)
+    from_folder = path is None or path.resolve().parent == folder.resolve()
+    files: list[dict[str, Any]] = []
+    if prepare_data and (from_folder or config.k_shot > 0):
+        prepared = prepare(prep_request(config))
+        log.info("data %s in %s: %s", "prepared" if prepared.changed else "verified", folder, prepared.rows)
+    elif from_folder and path is None:
+        raise DataError("nothing to evaluate: give eval_path, or use `eval`, which prepares the data")
+    if path is None:
+        problems = load_split(folder, config.split)
+        files += data_record(folder, (config.split,))
+    else:
+        problems = load_problems(path)
+        files.append(file_record(path))
+    shots: list[Problem] = []
+    if config.k_shot > 0:
+        shots = load_split(folder, "train")
+        files += data_record(folder, ("train",))
+    if config.limit is not None:
+        problems = problems[: config.limit]
+    return EvalSet(problems, shots, {"files": files, "num_problems": len(problems)})
+
+
+def open_tokenizer(config: EvalConfig) -> Any:
+    """Returns the tokenizer of a config; None where a chat server renders and decodes."""
+    from grpo_gsm8k.engines.loading import load_tokenizer
+
+    if config.engine == "openai" and config.api == "chat":
+        return None
+    return load_tokenizer(config.tokenizer or config.model_id, config.model_revision)
+
+
+def render(config: EvalConfig, eval_set: EvalSet, tokenizer: Any, window: int | None) -> list[Prompt]:
+    """Returns the prompt of every problem."""
+    return render_batch(
+        tokenizer,
+        eval_set.problems,
+        template=config.template,
+        k_shot=config.k_shot,
+        shots=eval_set.shots,
+        seed=config.seed,
+        window=window,
+        max_tokens=config.max_new_tokens,
+    )
+
+
+@contextmanager
+def open_engine(config: EvalConfig) -> Iterator[Engine]:
+    """Opens the engine of a config, and closes it."""
+    from grpo_gsm8k.engines.select import make_engine
+
+    engine, _ = make_engine(
+        config.engine,
+        model_id=config.model_id,
+        revision=config.model_revision,
+        device=config.device,
+        dtype=config.dtype,
+        adapter=config.adapter,
+        batch_size=config.batch_size if config.engine == "transformers" else None,
+        tp_size=config.tp_size,
+        gpu_mem_util=config.gpu_mem_util,
+        seed=config.seed,
+        base_url=config.base_url,
+        api=config.api,  # type: ignore[arg-type]
+        concurrency=config.concurrency,
+        requests_per_minute=config.requests_per_minute,
+    )
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+@dataclass(frozen=True)
+class Graders:
+    """Graders by name, as the evaluation loop calls them, and their versions for the record."""
+
+    grade: Mapping[str, Grade]
+    versions: Mapping[str, str]
+
+
+@contextmanager
+def open_graders(names: Sequence[str]) -> Iterator[Graders]:
+    """Opens graders, side by side, and closes them. `gym` is the generating data set's own scorer."""
+    grade: dict[str, Grade] = {}
+    versions: dict[str, str] = {}
+    with ExitStack() as stack:
+        for name in names:
+            if name == "gym":
+                from importlib.metadata import version
+
+                grade[name], versions[name] = _grade_by_generator, f"reasoning-gym {version('reasoning-gym')}"
+                continue
+            grader = make_grader(name)
+            stack.callback(grader.close)
+            grade[name], versions[name] = _by_gold(grader), grader.version
+        yield Graders(grade, versions)
+
+
+def _by_gold(grader: Grader) -> Grade:
+    def grade(problems: Sequence[Problem], texts: Sequence[str]) -> list[Score]:
+        return grader.grade_batch(texts, [problem.gold for problem in problems])
+
+    return grade
+
+
+def _grade_by_generator(problems: Sequence[Problem], texts: Sequence[str]) -> list[Score]:
+    from grpo_gsm8k.data.gym import score
+
+    return [score(problem, text) for problem, text in zip(problems, texts, strict=True)]
+
+
+def open_tracker(run: RunDirectory, resolved: Resolved[EvalConfig]) -> WandbTracker | None:
+    """Opens W&B as the config asks; None where it is disabled."""
+    config = resolved.config
+    if config.wandb == "disabled":
+        return None
+    values = resolved.record()["values"]
+    return WandbTracker(run, mode=config.wandb, project=config.wandb_project, name=config.run_name, config=values)

@@ -1,0 +1,296 @@
+"""report.html: one self-contained page about a run, written from its run directory alone.
+
+What a run that did not finish has not written is named on the page, never guessed. Rows are streamed: the page holds a seeded
+sample of them, so it stays small however long the eval was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from grpo_gsm8k.errors import InputError
+from grpo_gsm8k.runs.directory import read_status, utc_now
+from grpo_gsm8k.runs.storage import write_text
+
+TEMPLATES_DIR = Path(__file__).resolve().parents[1] / "templates"
+NUM_TRAJECTORIES = 20
+NUM_DISAGREEMENTS = 50
+NUM_OPEN_DISAGREEMENTS = 10
+SAMPLE_SEED = 0
+MAX_TEXT_CHARS = 20_000
+
+_CONTROL = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+_FACTS = (
+    "model_id model_revision adapter engine base_url device dtype dataset split eval_path limit template k_shot temperature "
+    "top_p top_k max_new_tokens num_samples graders determinism seed"
+).split()
+
+
+def write_report(run_dir: Path) -> Path:
+    """Returns the path of `report.html`, written whole into the run directory. Raises: InputError, StorageError."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    page = Environment(
+        loader=FileSystemLoader(TEMPLATES_DIR),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page.filters |= {"percent": _percent, "number": _number, "shown": _shown}
+    path = run_dir / "report.html"
+    write_text(path, page.get_template("report.html.j2").render(collect_report(run_dir)))
+    return path
+
+
+def collect_report(run_dir: Path) -> dict[str, Any]:
+    """Returns everything the page shows, read from the run directory. Raises: InputError when it is not one."""
+    files = _Files(run_dir)
+    status = read_status(run_dir)
+    steps = _eval_steps(run_dir, files)
+    step, aggregate = max(steps.items()) if steps else (None, {})
+    rows = _Rows() if step is None else _read_rows(run_dir / f"eval/step_{step}.jsonl", files)
+    num_unfinished = _count_unfinished(run_dir, files)
+    if not steps and not num_unfinished:
+        files.notes.append("eval/ is missing: nothing was evaluated")
+    result = files.json("result.json")
+    return {
+        "run_name": run_dir.resolve().name,
+        "written_at": utc_now(),
+        "status": _status(status),
+        "step": step,
+        "steps": [{"step": number, **_headline(record)} for number, record in sorted(steps.items())],
+        "aggregate": aggregate,
+        "headline": _headline(aggregate),
+        "graders": _graders(aggregate),
+        "at_k": _at_k(aggregate),
+        "bins": aggregate.get("accuracy_by_question_length") or [],
+        "rows": rows,
+        "num_open": NUM_OPEN_DISAGREEMENTS,
+        "sample_seed": SAMPLE_SEED,
+        **_provenance(files),
+        "num_unfinished": num_unfinished,
+        "tokens_per_s": aggregate.get("tokens_per_s", result.get("times", {}).get("time/tokens_per_s")),
+        "result": _flatten(result),
+        "num_metric_rows": files.count_lines("metrics.jsonl"),
+        "notes": files.notes,
+    }
+
+
+class _Files:
+    """The files of one run directory; what is missing or torn becomes a note on the page."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.notes: list[str] = []
+
+    def json(self, name: str) -> Any:
+        """Returns the parsed file, or {} with a note."""
+        try:
+            return json.loads((self.run_dir / name).read_bytes())
+        except FileNotFoundError:
+            self.notes.append(f"{name} is missing")
+        except (OSError, ValueError) as error:
+            self.notes.append(f"{name} cannot be read: {error}")
+        return {}
+
+    def text(self, name: str) -> str:
+        """Returns the file's text, or "" with a note."""
+        try:
+            return (self.run_dir / name).read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            why = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
+            self.notes.append(f"{name} {why}")
+        return ""
+
+    def count_lines(self, name: str) -> int:
+        """Returns the number of whole lines, 0 with a note where the file is missing."""
+        return self.text(name).count("\n")
+
+    def rows(self, path: Path) -> Iterator[dict[str, Any]]:
+        """Yields the whole rows of a JSONL file, one in memory at a time; others become a note."""
+        name = path.relative_to(self.run_dir)
+        if not path.exists():
+            self.notes.append(f"{name} is missing")
+            return
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    row = None
+                if isinstance(row, dict):
+                    yield row
+                else:
+                    torn = "was being written when the run ended" if not line.endswith(b"\n") else "is not a JSON object"
+                    self.notes.append(f"{name}: line {number} {torn} and is left out")
+
+
+@dataclass
+class _Rows:
+    """What one pass over the rows keeps: counts, the first disagreements, and a seeded sample."""
+
+    num: int = 0
+    disagreements: int = 0
+    first_disagreements: list[dict[str, Any]] = field(default_factory=list)
+    sample: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _read_rows(path: Path, files: _Files) -> _Rows:
+    rows = _Rows()
+    kept: list[tuple[int, int, dict[str, Any]]] = []
+    for row in files.rows(path):
+        for heavy in ("token_ids", "logprobs", "prompt_token_ids"):
+            row.pop(heavy, None)
+        if row.get("disagreement"):
+            rows.disagreements += 1
+            if len(rows.first_disagreements) < NUM_DISAGREEMENTS:
+                rows.first_disagreements.append(row)
+        entry = (-_rank(row), rows.num, row)
+        if len(kept) < NUM_TRAJECTORIES:
+            heapq.heappush(kept, entry)
+        else:
+            heapq.heappushpop(kept, entry)
+        rows.num += 1
+    rows.sample = [row for _, _, row in sorted(kept, key=lambda entry: entry[1])]
+    return rows
+
+
+def _rank(row: Mapping[str, Any]) -> int:
+    """Returns a seeded rank of a row's address: the sample is the lowest ranks, whatever the order of the rows."""
+    address = f"{SAMPLE_SEED}\0{row.get('problem_id')}\0{row.get('sample_index')}"
+    return int.from_bytes(hashlib.sha256(address.encode("utf-8", errors="surrogatepass")).digest()[:8], "big")
+
+
+def _eval_steps(run_dir: Path, files: _Files) -> dict[int, dict[str, Any]]:
+    found = [path.name for path in run_dir.glob("eval/step_*.json")]
+    steps = {int(match[1]): files.json(f"eval/{name}") for name in found if (match := re.fullmatch(r"step_(\d+)\.json", name))}
+    return {step: record for step, record in steps.items() if record}
+
+
+def _count_unfinished(run_dir: Path, files: _Files) -> int:
+    """Returns how many completions lie in the journals of evals that did not finish, and notes each journal."""
+    total = 0
+    for path in sorted(run_dir.glob("eval/step_*.partial.jsonl")):
+        name = str(path.relative_to(run_dir))
+        found = files.count_lines(name)
+        total += found
+        files.notes.append(f"{name} is there: that eval did not finish; --resume goes on from its {found:,} completions")
+    return total
+
+
+def _headline(aggregate: Mapping[str, Any]) -> dict[str, Any]:
+    primary = aggregate.get("primary_grader")
+    scores = aggregate.get("graders", {}).get(primary, {})
+    return {"grader": primary, **{key: scores.get(key) for key in ("accuracy", "ci95", "wilson95")}}
+
+
+def _graders(aggregate: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the per-grader table, the headline grader first."""
+    primary = aggregate.get("primary_grader")
+    table = [{**scores, "name": name, "primary": name == primary} for name, scores in aggregate.get("graders", {}).items()]
+    return sorted(table, key=lambda entry: not entry["primary"])
+
+
+def _at_k(aggregate: Mapping[str, Any]) -> list[dict[str, Any]]:
+    passed, majority = aggregate.get("pass_at_k") or {}, aggregate.get("maj_at_k") or {}
+    ks = sorted({int(k) for k in [*passed, *majority]})
+    return [{"k": k, "pass": passed.get(str(k)), "maj": majority.get(str(k))} for k in ks]
+
+
+def _status(status: Mapping[str, Any]) -> dict[str, Any]:
+    state = "died" if status.get("died") else str(status["state"])
+    starts: Sequence[Mapping[str, Any]] = status.get("starts") or []
+    started = starts[0].get("started_at") if starts else status.get("started_at")
+    explained = {
+        "died": "the process is gone and left no last word (killed, or the machine went down)",
+        "running": "still running when this page was written",
+        "created": "created, and not started when this page was written",
+    }
+    return {
+        "state": state,
+        "command": status.get("command"),
+        "reason": status.get("reason") or explained.get(state),
+        "started_at": started,
+        "ended_at": status.get("ended_at"),
+        "duration": _duration(started, status.get("ended_at")),
+        "exit_code": status.get("exit_code"),
+        "num_starts": len(starts),
+    }
+
+
+def _duration(started: str | None, ended: str | None) -> str | None:
+    if not started or not ended:
+        return None
+    try:
+        seconds = int((datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds())
+    except ValueError as error:
+        raise InputError(f"status.json holds a time that cannot be read: {error}") from error
+    hours, rest = divmod(seconds, 3600)
+    if hours:
+        return f"{hours} h {rest // 60} min"
+    return f"{rest // 60} min {rest % 60} s" if rest >= 60 else f"{rest} s"
+
+
+def _provenance(files: _Files) -> dict[str, Any]:
+    config, command = files.json("config.json"), files.json("command.json")
+    git, system = files.json("sys/git.json"), files.json("sys/system.json")
+    versions, nvidia = files.json("sys/versions.json"), files.json("sys/nvidia.json")
+    values, sources = config.get("values", {}), config.get("sources", {})
+    cpu, memory = system.get("cpu", {}), system.get("memory_bytes", {})
+    machine = {
+        "OS": system.get("os", {}).get("distribution"),
+        "Python": system.get("python", {}).get("version"),
+        "CPU": f"{cpu.get('model')} ({cpu.get('usable_cores')} of {cpu.get('cores')} cores)" if cpu else None,
+        "memory": f"{memory['MemTotal'] / 2**30:.0f} GiB" if memory.get("MemTotal") else None,
+        "GPU": nvidia.get("list", {}).get("output", "").strip() or nvidia.get("why"),
+    }
+    stack = {name: version for name, version in versions.get("stack", {}).items() if version}
+    drivers = {name: versions.get(name) for name in ("driver", "cuda", "cudnn", "nccl") if versions.get(name)}
+    return {
+        "facts": [(key, values[key], sources.get(key, "")) for key in _FACTS if values.get(key) is not None],
+        "config": [(key, value, sources.get(key, "")) for key, value in values.items()],
+        "argv": command.get("argv") or [],
+        "package": command.get("package") or {},
+        "image_digest": command.get("image_digest"),
+        "git": git,
+        "machine": [(key, value) for key, value in machine.items() if value],
+        "versions": list({**stack, **drivers}.items()),
+        "data": files.json("data.json").get("files", []),
+        "engine": _flatten(files.json("sys/engine.json")),
+        "determinism": files.json("sys/determinism.json") or [],
+        "packages": files.text("sys/packages.txt"),
+    }
+
+
+def _flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        return [(prefix, value)]
+    return [pair for key, inner in value.items() for pair in _flatten(inner, f"{prefix}.{key}" if prefix else str(key))]
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
+
+
+def _shown(value: Any) -> str:
+    """Returns any value as text for the page: control characters made visible, very long text cut with a note."""
+    text = value if isinstance(value, str) else "–" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+    text = text.translate(_CONTROL)
+    if len(text) <= MAX_TEXT_CHARS:
+        return text
+    return f"{text[:MAX_TEXT_CHARS]}\n[… {len(text) - MAX_TEXT_CHARS:,} more characters in the run directory]"
