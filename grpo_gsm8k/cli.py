@@ -14,7 +14,7 @@ import click
 
 import grpo_gsm8k
 from grpo_gsm8k.errors import HarnessError, unknown_name
-from grpo_gsm8k.runs.lifecycle import Interrupted
+from grpo_gsm8k.runs.lifecycle import Interrupted, signals_raise
 
 # name: (module:attribute, one line of help). The help stands here so that `--help` imports no command.
 COMMANDS = {
@@ -63,8 +63,9 @@ def cli() -> None:
 def run_command(command: click.Command, arguments: Sequence[str] | None, name: str) -> int:
     """Returns the exit code of a click command; what goes wrong is said in one line on stderr."""
     try:
-        command.main(args=None if arguments is None else list(arguments), prog_name=name, standalone_mode=False)
-        sys.stdout.flush()
+        with signals_raise():
+            command.main(args=None if arguments is None else list(arguments), prog_name=name, standalone_mode=False)
+            sys.stdout.flush()
         return 0
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else error.format_message(), err=True)

@@ -112,7 +112,7 @@ def load_template(name_or_path: str | Path) -> Template:
 
 
 def render_batch(
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     problems: Sequence[Problem | str],
     *,
     template: str | Path | Template = DEFAULT_TEMPLATE,
@@ -129,17 +129,16 @@ def render_batch(
     k of them being the first k of any larger draw. A problem whose own question (letter case and white space aside) is
     among its shots gets the next one drawn instead. `window` is the model's context in tokens, of which `max_tokens` are
     kept for the completion. Chat text is tokenised as it is, since the chat template wrote its special tokens; plain text
-    gets the tokenizer's own special tokens, unless the template starts with the BOS token already.
+    gets the tokenizer's own special tokens, unless the template starts with the BOS token already. `tokenizer` None is for
+    servers that apply their own chat template: prompts then hold messages, no token ids, and a text for reading only; their
+    length cannot be checked here.
     Raises: PromptError for an empty question, a tokenizer without a chat template under a chat template, too few shots, or
     a prompt that does not fit.
     """
     if isinstance(problems, str):
         raise PromptError("render_batch takes a list of questions, got one string; put it in a list")
     chosen = template if isinstance(template, Template) else load_template(template)
-    if chosen.kind == "chat" and not tokenizer.chat_template:
-        raise PromptError(
-            f"template {chosen.name!r} is a chat, but the tokenizer has no chat template; use a text template such as 'none'"
-        )
+    _check_kind(tokenizer, chosen)
     known = [_as_problem(problem, index) for index, problem in enumerate(problems)]
     drawn = _draw_shots(chosen, k_shot, shots, seed)
     if not known:
@@ -154,6 +153,8 @@ def render_batch(
         messages, text = _render_one(tokenizer, chosen, problem, use)
         chats.append(messages)
         texts.append(text)
+    if tokenizer is None:
+        return [Prompt(p.id, (), text, messages) for p, text, messages in zip(known, texts, chats, strict=True)]
     ids = _tokenise(tokenizer, chosen, texts)
     _check_window(known, ids, window, max_tokens)
     rows = zip(known, ids, texts, chats, strict=True)
@@ -187,6 +188,14 @@ def _parse(name: str, text: str, sha256: str) -> Template:
     if template.inlines_examples and template.shot is None:
         raise PromptError(f"template {name}: the body holds {{examples}}, so the front matter must say how a shot is written")
     return template
+
+
+def _check_kind(tokenizer: Tokenizer | None, template: Template) -> None:
+    name = repr(template.name)
+    if tokenizer is None and template.kind == "text":
+        raise PromptError(f"template {name} is plain text, which needs a tokenizer; use a chat template such as 'question'")
+    if tokenizer is not None and template.kind == "chat" and not tokenizer.chat_template:
+        raise PromptError(f"template {name} is a chat, but the tokenizer has no chat template; use a text one such as 'none'")
 
 
 def _as_problem(problem: Problem | str, index: int) -> Problem:
@@ -228,7 +237,7 @@ def _write_shot(template: Template, shot: Problem) -> str:
 
 
 def _render_one(
-    tokenizer: Tokenizer, template: Template, problem: Problem, shots: Sequence[Problem]
+    tokenizer: Tokenizer | None, template: Template, problem: Problem, shots: Sequence[Problem]
 ) -> tuple[tuple[Mapping[str, str], ...], str]:
     written = [_write_shot(template, shot) for shot in shots]
     body = _fill(_BODY_SLOT, template.body, {"question": problem.question, "examples": "".join(written)})
@@ -240,6 +249,8 @@ def _render_one(
             user = _fill(_BODY_SLOT, template.body, {"question": shot.question, "examples": ""})
             messages += [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
     messages.append({"role": "user", "content": body})
+    if tokenizer is None:
+        return tuple(messages), "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
     from jinja2 import TemplateError
 
     try:

@@ -264,6 +264,15 @@ def test_a_chat_needs_a_chat_template() -> None:
     assert prompts.render_batch(bare, ["Q?"], template="none")[0].text == "Q?"
 
 
+def test_without_a_tokenizer_a_chat_is_messages_alone_and_plain_text_is_refused() -> None:
+    [prompt] = prompts.render_batch(None, ["Q?"], template="qwen_math_cot", window=1)
+    assert [message["role"] for message in prompt.messages] == ["system", "user"]
+    assert prompt.token_ids == ()
+    assert prompt.text.endswith("\n\nuser: Q?")
+    with pytest.raises(PromptError, match="needs a tokenizer"):
+        prompts.render_batch(None, ["Q?"], template="none")
+
+
 def test_a_chat_template_that_refuses_a_system_message_is_an_error_not_a_crash() -> None:
     refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     strict = byte_tokenizer(refusal + CHATML)

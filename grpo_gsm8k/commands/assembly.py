@@ -18,7 +18,7 @@ from grpo_gsm8k.engines.protocol import Engine
 from grpo_gsm8k.errors import DataError, ProofError
 from grpo_gsm8k.loops.evaluate import Grade
 from grpo_gsm8k.options import Resolved
-from grpo_gsm8k.prompts import render_batch
+from grpo_gsm8k.prompts import Template, render_batch
 from grpo_gsm8k.rewards.protocol import Grader
 from grpo_gsm8k.rewards.registry import make_grader
 from grpo_gsm8k.runs.directory import RunDirectory
@@ -70,7 +70,7 @@ def prep_request(config: EvalConfig | DataPrepConfig) -> PrepRequest:
     )
 
 
-def load_eval_set(config: EvalConfig, prepare_data: bool) -> EvalSet:
+def load_eval_set(config: EvalConfig, prepare_data: bool, template: Template) -> EvalSet:
     """Returns the eval set of a config; data are prepared where a split, or a file of the prepared folder, is evaluated.
 
     Raises: DataError, HubError; ConfigError when there is nothing to evaluate.
@@ -96,6 +96,7 @@ def load_eval_set(config: EvalConfig, prepare_data: bool) -> EvalSet:
         files += data_record(folder, ("train",))
     if config.limit is not None:
         problems = problems[: config.limit]
+    files.append({"role": "template", "source": config.template, "sha256": template.sha256, "rows": None, "commit": None})
     return EvalSet(problems, shots, {"files": files, "num_problems": len(problems)})
 
 

@@ -38,8 +38,11 @@ def run_eval(resolved: Resolved[EvalConfig], resume: str | None = None, *, prepa
         if read_status(run.path)["state"] == "completed":
             click.echo(f"nothing to resume: {run.path} is complete (see {run.path / 'result.json'})")
             return
+    from grpo_gsm8k.runs.report import write_report
+
     with started("eval", resolved, resume=resume) as start:
         evaluate_started(start, prepare_data)
+    click.echo(f"report  {write_report(start.run.path)}")
 
 
 def evaluate_started(start: Started[EvalConfig], prepare_data: bool) -> None:
@@ -48,21 +51,19 @@ def evaluate_started(start: Started[EvalConfig], prepare_data: bool) -> None:
     from grpo_gsm8k.loops.evaluate import EvalTask, evaluate
     from grpo_gsm8k.prompts import load_template
     from grpo_gsm8k.runs.metrics import MetricsWriter
-    from grpo_gsm8k.runs.report import write_report
     from grpo_gsm8k.types import Sampling
 
     run = start.run
-    if not start.resumed:
-        start.resolved = choose(start.resolved)
-        run.write_json("config.json", start.resolved.record())
-        log_choices(start.resolved)
+    start.resolved = choose(start.resolved)  # changes nothing on a resumed run whose choices were made
+    run.write_json("config.json", start.resolved.record())
+    log_choices(start.resolved)
     config = start.resolved.config
     if config.engine != "openai":
         start.configure_torch()
-    eval_set = load_eval_set(config, prepare_data)
-    eval_set.record(run, resumed=start.resumed)
     template = load_template(config.template)
     tokenizer = open_tokenizer(config)
+    eval_set = load_eval_set(config, prepare_data, template)
+    eval_set.record(run, resumed=start.resumed)
     render(config, eval_set, tokenizer, window=None)  # what is wrong with a prompt is said before an engine is loaded
     with open_graders(config.graders) as graders, open_engine(config) as engine:
         described = dict(engine.describe())
@@ -83,12 +84,9 @@ def evaluate_started(start: Started[EvalConfig], prepare_data: bool) -> None:
     metrics.log(0, {**headline_metrics(outcome), **times})
     metrics.close()
     baseline = publish_rows(start)
-    run.write_json(
-        "result.json", {**outcome, "grader_versions": graders.versions, "template_sha256": template.sha256, "times": times}
-    )
-    report = write_report(run.path)
+    run.write_json("result.json", {**outcome, "grader_versions": graders.versions, "times": times})
     click.echo(summary(config, outcome, times))
-    click.echo(f"rows    {baseline}\nreport  {report}")
+    click.echo(f"rows    {baseline}")
 
 
 def headline_metrics(outcome: dict[str, Any]) -> dict[str, float]:

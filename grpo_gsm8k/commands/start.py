@@ -92,14 +92,15 @@ def started(command: str, resolved: Resolved[R], *, resume: str | None = None) -
     arguments = sys.orig_argv[1:] if _is_process() else []
     if run is None:
         run = RunDirectory.create(Path(config.artifacts_dir), command, arguments)
-        run.write_json("config.json", resolved.record())
-        again = False
-    else:
-        run.append("resumed.jsonl", {"argv": scrub_arguments(arguments), "after": read_status(run.path)["state"]})
-        again = True
     click.echo(f"run directory: {run.path}", err=True)
+    again = resume is not None
+    before = read_status(run.path)["state"]
     try:
         with running(run):
+            if again:
+                run.append("resumed.jsonl", {"argv": scrub_arguments(arguments), "after": before})
+            else:
+                run.write_json("config.json", resolved.record())
             seed_python(config.seed)
             write_snapshot(run, toggles)
             yield Started(run, resolved, mode, num_threads, toggles, again)

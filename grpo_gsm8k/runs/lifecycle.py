@@ -10,12 +10,15 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from grpo_gsm8k.errors import HarnessError
 from grpo_gsm8k.runs.directory import RunDirectory
 from grpo_gsm8k.runs.redact import scrub
 
 log = logging.getLogger("grpo_gsm8k")
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
@@ -36,6 +39,19 @@ class _ScrubbedFormatter(logging.Formatter):
 
 
 @contextmanager
+def signals_raise() -> Iterator[None]:
+    """Inside, SIGINT, SIGTERM and SIGHUP raise Interrupted (in the main thread; elsewhere nothing changes)."""
+    caught: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        caught = {number: signal.signal(number, _raise_interrupted) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, old in caught.items():
+            signal.signal(number, old)
+
+
+@contextmanager
 def running(run: RunDirectory) -> Iterator[None]:
     """Runs the body as this run: run.log is kept, signals end it, and status.json says how it ended.
 
@@ -51,12 +67,9 @@ def running(run: RunDirectory) -> Iterator[None]:
     log.addHandler(console)
     log.setLevel(logging.INFO)
     run.start()
-    caught: dict[int, object] = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            caught[number] = signal.signal(number, _raise_interrupted)
     try:
-        yield
+        with signals_raise():
+            yield
     except HarnessError as error:
         log.error("%s", error)
         _finish(run, "failed", str(error), error.exit_code)
@@ -74,8 +87,6 @@ def running(run: RunDirectory) -> Iterator[None]:
     else:
         run.finish("completed", None, 0)
     finally:
-        for caught_number, old in caught.items():
-            signal.signal(caught_number, old)  # type: ignore[arg-type]
         log.removeHandler(handler)
         log.removeHandler(console)
         handler.close()
@@ -84,8 +95,8 @@ def running(run: RunDirectory) -> Iterator[None]:
 
 def _finish(run: RunDirectory, state: str, reason: str, exit_code: int) -> None:
     """Writes the last state of a run that did not complete; what goes wrong here must not hide what went wrong before."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is threading.main_thread():
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
     try:
         run.finish(state, reason, exit_code)  # type: ignore[arg-type]

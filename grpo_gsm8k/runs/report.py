@@ -264,11 +264,18 @@ def _provenance(files: _Files) -> dict[str, Any]:
         "git": git,
         "machine": [(key, value) for key, value in machine.items() if value],
         "versions": list({**stack, **drivers}.items()),
-        "data": files.json("data.json").get("files", []),
+        "data": [_data_row(entry) for entry in files.json("data.json").get("files", [])],
         "engine": _flatten(files.json("sys/engine.json")),
         "determinism": files.json("sys/determinism.json") or [],
         "packages": files.text("sys/packages.txt"),
     }
+
+
+def _data_row(entry: Mapping[str, Any]) -> dict[str, Any]:
+    parts = [entry.get("role"), entry.get("dataset"), entry.get("split")]
+    name = " ".join(part for part in parts if part) or Path(entry.get("path", "")).name
+    asked = entry.get("revision_asked", entry.get("revision"))
+    return {"name": name, "asked": asked, **{key: entry.get(key) for key in ("source", "commit", "rows", "sha256")}}
 
 
 def _flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:

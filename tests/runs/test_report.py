@@ -105,7 +105,7 @@ def make_run(folder: Path, num_rows: int = 400) -> RunDirectory:
     toggle = {"name": "torch.num_threads", "asked": "1", "got": "1", "decided_by": "harness", "held": True}
     run.write_json("sys/determinism.json", [toggle, {**toggle, "name": "PYTHONHASHSEED", "got": "random", "held": False}])
     (run.path / "sys" / "packages.txt").write_text("numpy==2.4.6\n", encoding="utf-8")
-    test_file = {"role": "eval", "path": "test.jsonl", "source": "openai/gsm8k", "revision_asked": "main", "rows": 1319}
+    test_file = {"dataset": "gsm8k", "split": "test", "source": "openai/gsm8k", "revision": "main", "rows": 1319}
     template = {"role": "template", "source": "qwen_math_cot", "sha256": "a10c1e22ffee", "rows": None, "commit": None}
     files = [{**test_file, "commit": "e53f048856ff4f59", "sha256": "3730d312f6e34405"}, template]
     run.write_json("data.json", {"files": files})
@@ -164,7 +164,7 @@ def test_a_finished_run_is_on_one_page_with_its_interval_tables_and_provenance(t
         "1,843.2 tokens/s",
         "fd85b4f0c2 on main dirty",
         "engine transformers auto: no CUDA device",
-        "openai/gsm8k asked: main e53f048856ff4f59 1,319 3730d312f6e34405",
+        "gsm8k test openai/gsm8k asked: main e53f048856ff4f59 1,319 3730d312f6e34405",
         "template qwen_math_cot – – a10c1e22ffee",
         "Determinism: 1 of 2 toggles hold as asked",
         "GPU no nvidia-smi on the PATH",
