@@ -33,7 +33,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (ValueError, RecursionError):
         manifest = None
-    if not isinstance(manifest, dict) or manifest.get("format") != 1:
+    if not isinstance(manifest, dict) or manifest.get("format") != 1 or not {"dataset", "source", "files"} <= manifest.keys():
         raise DataError(f"{path}: not a manifest of format 1; remove the folder to prepare it again")
     return manifest
 

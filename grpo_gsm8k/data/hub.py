@@ -41,7 +41,7 @@ def resolve_revision(repo: str, revision: str, *, endpoint: str | None = None) -
 
     try:
         commit = HfApi(endpoint=_endpoint(endpoint)).dataset_info(repo, revision=revision, timeout=30).sha
-    except Exception as error:
+    except _failures() as error:
         raise _failure(error, repo, f"revision {revision!r}", pinnable=True) from error
     if commit is None or not COMMIT.fullmatch(commit):
         raise HubError(f"{repo}: the hub answered {commit!r} for revision {revision!r}, which is no commit")
@@ -63,7 +63,7 @@ def fetch_files(
             local = hf_hub_download(
                 repo, path, repo_type="dataset", revision=commit, cache_dir=cache_dir, endpoint=_endpoint(endpoint)
             )
-        except Exception as error:
+        except _failures() as error:
             raise _failure(error, repo, f"{path} at {commit[:12]}") from error
         files.append(_checked(repo, path, Path(local)))
     return files
@@ -73,9 +73,18 @@ def _endpoint(endpoint: str | None) -> str | None:
     return endpoint or os.environ.get("HF_ENDPOINT") or None
 
 
+def _failures() -> tuple[type[Exception], ...]:
+    """Returns what huggingface_hub raises when the hub, the network or the disk is at fault."""
+    import httpx
+    from huggingface_hub.errors import XetDownloadError
+
+    return OSError, ValueError, RuntimeError, httpx.HTTPError, XetDownloadError
+
+
 def _checked(repo: str, path: str, local: Path) -> RawFile:
     """Compares a cached file with the hash by which the cache calls it: sha256 for large files, git's own for small ones."""
-    sha256, named = file_sha256(local), local.resolve().name
+    blob = local.readlink() if local.is_symlink() else local  # one step only: a blob may itself point into a store of its own
+    sha256, named = file_sha256(local), blob.name
     if _SHA256.fullmatch(named):
         same = named == sha256
     elif COMMIT.fullmatch(named):
@@ -100,7 +109,7 @@ def _failure(error: Exception, repo: str, what: str, pinnable: bool = False) -> 
     import httpx
     from huggingface_hub import errors
 
-    way_out = "give a commit (40 hex digits) or --source" if pinnable else "check the network, or give --source"
+    way_out = "give a commit (40 hex digits) or --source" if pinnable else "go online, or give --source"
     for cause in _chain(error):
         if isinstance(cause, errors.OfflineModeIsEnabled):
             return HubError(f"{repo}: {what} cannot be had offline (HF_HUB_OFFLINE); {way_out}")
@@ -115,7 +124,10 @@ def _failure(error: Exception, repo: str, what: str, pinnable: bool = False) -> 
         if isinstance(cause, errors.HfHubHTTPError):
             status = cause.response.status_code
             reason = "too many requests" if status == 429 else cause.response.reason_phrase
-            return HubError(f"{repo}: the hub answered HTTP {status} ({reason}) for {what}; try later, or {way_out}")
+            advice = {401: "set HF_TOKEN", 403: "set HF_TOKEN"}.get(status, "check HF_ENDPOINT")
+            if status == 429 or status >= 500:
+                advice = "try later, or give --source"
+            return HubError(f"{repo}: the hub answered HTTP {status} ({reason}) for {what}; {advice}")
         if isinstance(cause, (httpx.ConnectError, httpx.TimeoutException)):
             return HubError(f"{repo}: {what} cannot be had, the hub cannot be reached ({type(cause).__name__}); {way_out}")
         if isinstance(cause, httpx.HTTPError) and not isinstance(cause, OSError):

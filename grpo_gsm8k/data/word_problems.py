@@ -67,7 +67,6 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
 }
-WEIGHTS = {kind: 3 if len(signs) == 1 else 4 for kind, (signs, _) in KINDS.items()}  # one problem in three has one step
 
 
 class Skeleton(NamedTuple):
@@ -79,7 +78,7 @@ class Skeleton(NamedTuple):
 
 
 def generate(split: str, num: int, seed: int) -> list[Problem]:
-    """Returns `num` different problems of one split, about one in three of one step, the rest of two.
+    """Returns `num` different problems of one split; the kinds of problem are equally likely, so two in five have one step.
 
     A smaller `num` with the same seed gives a prefix of the same list. `meta` holds `kind`, `numbers` and `num_steps`.
     Raises: DataError for an unknown split, or when more problems are asked for than the split has.
@@ -91,8 +90,7 @@ def generate(split: str, num: int, seed: int) -> list[Problem]:
     spaces = {kind: _Draws(_skeletons(split)[kind], rng) for kind in KINDS}
     problems = []
     for _ in range(num):
-        left = [kind for kind, space in spaces.items() if space.num_left]
-        (kind,) = rng.choices(left, weights=[WEIGHTS[kind] for kind in left])
+        kind = rng.choice([kind for kind, space in spaces.items() if space.num_left])
         problems.append(_problem(split, *spaces[kind].draw()))
     return problems
 
