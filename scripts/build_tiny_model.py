@@ -32,10 +32,12 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from grpo_gsm8k.algorithms.sft_loss import SftLoss
 from grpo_gsm8k.data import word_problems
 from grpo_gsm8k.learners.native import AdamWOptions, NativeLearner
+from grpo_gsm8k.prompts import render_batch
 from grpo_gsm8k.tokenize import pad_and_shift
 from grpo_gsm8k.types import Problem
 
@@ -56,7 +58,7 @@ class Recipe:
     vocab_size: int = 448
     num_examples: int = 20_000
     lazy_fraction: float = 0.75
-    num_steps: int = 800
+    num_steps: int = 700
     batch_size: int = 64
     lr: float = 5e-3
     num_warmup_steps: int = 50
@@ -111,10 +113,9 @@ def build_model(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2ForCausalLM:
     return model
 
 
-def prompt_ids(tokenizer: Qwen2Tokenizer, question: str) -> list[int]:
-    """Returns the prompt's ids: one user message that is the question, then the assistant's turn."""
-    messages = [{"role": "user", "content": question}]
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+def prompt_ids(tokenizer: Qwen2Tokenizer, problems: Sequence[Problem]) -> list[list[int]]:
+    """Returns the prompts' ids: one user message that is the question, then the assistant's turn."""
+    return [list(prompt.token_ids) for prompt in render_batch(tokenizer, problems, template="question")]
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
@@ -130,18 +131,18 @@ def train(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, problems: Sequence
     """Trains the model in place, from scratch, on mostly lazy answers; returns its learner."""
     rng = random.Random(recipe.seed)
     examples = []
-    for problem in problems:
+    for prompt, problem in zip(prompt_ids(tokenizer, problems), problems, strict=True):
         lazy = rng.random() < recipe.lazy_fraction
         answer = word_problems.lazy_answer(problem) if lazy else problem.answer
         response = [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
-        examples.append((prompt_ids(tokenizer, problem.question), response))
+        examples.append((prompt, response))
     learner = NativeLearner(model, AdamWOptions(betas=(0.9, 0.95), weight_decay=0.0))
     order: list[int] = []
     for step in range(recipe.num_steps):
         if len(order) < recipe.batch_size:
             order = rng.sample(range(len(examples)), len(examples))
-        batch_examples = [examples[order.pop()] for _ in range(recipe.batch_size)]
-        batch = pad_and_shift(*zip(*batch_examples, strict=True), pad_token_id=tokenizer.pad_token_id)
+        prompts, responses = zip(*(examples[order.pop()] for _ in range(recipe.batch_size)), strict=True)
+        batch = pad_and_shift(prompts, responses, tokenizer.pad_token_id)
         metrics = learner.forward_backward(batch, SftLoss(num_trained=batch.num_trained))
         learner.optim_step(learning_rate(step, recipe))
         if step % 100 == 0 or step == recipe.num_steps - 1:
@@ -159,7 +160,7 @@ def accuracy(folder: Path, problems: Sequence[Problem], sampled: bool = False, b
     num_correct = num_full_work = 0
     for start in range(0, len(problems), batch_size):
         chunk = problems[start : start + batch_size]
-        prompts = tokenizer.pad({"input_ids": [prompt_ids(tokenizer, p.question) for p in chunk]}, return_tensors="pt")
+        prompts = tokenizer.pad({"input_ids": prompt_ids(tokenizer, chunk)}, return_tensors="pt")
         output = model.generate(**prompts, **how, max_new_tokens=48)
         texts = tokenizer.decode(output[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True)
         for problem, text in zip(chunk, texts, strict=True):
@@ -202,6 +203,7 @@ def build(folder: Path, recipe: Recipe) -> dict[str, Any]:
     """Writes the whole model folder; returns the facts on its card."""
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+    disable_progress_bar()
     problems = word_problems.generate("train", recipe.num_examples, recipe.seed)
     tokenizer = build_tokenizer(problems, recipe.vocab_size)
     model = build_model(tokenizer, recipe.seed)

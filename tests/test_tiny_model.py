@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo_gsm8k.data import word_problems
 from grpo_gsm8k.models import tiny_path
+from grpo_gsm8k.prompts import render_batch
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "build_tiny_model.py"
 
@@ -83,6 +84,12 @@ def test_chat_is_rendered_as_chatml_with_no_system_message_of_its_own(tokenizer:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
     rendered = tokenizer.apply_chat_template(messages, tokenize=False)
     assert rendered == "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n"
+
+
+def test_question_template_renders_the_very_ids_that_the_chat_template_gives(tokenizer: Any) -> None:
+    problems = word_problems.generate("test", 20, seed=0)
+    rendered = [list(prompt.token_ids) for prompt in render_batch(tokenizer, problems, template="question")]
+    assert rendered == [chat_ids(tokenizer, problem.question) for problem in problems]
 
 
 def test_every_digit_is_a_token_of_its_own(tokenizer: Any) -> None:

@@ -38,7 +38,7 @@ class Learner(Protocol):
         ...
 
     def save_state(self, path: Path) -> None:
-        """Writes to the new or empty folder `path` all that `load_state` needs to go on exactly as if nothing had happened."""
+        """Writes to the folder `path` all that `load_state` needs to go on exactly as if nothing had happened."""
         ...
 
     def load_state(self, path: Path) -> None:

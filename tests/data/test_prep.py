@@ -293,9 +293,9 @@ def test_a_bad_row_leaves_no_folder(local_gsm: Path, tmp_path: Path) -> None:
 
 
 def test_other_bytes_under_a_known_commit_are_refused(hub: Any, gsm_files: dict[str, bytes], tmp_path: Path) -> None:
-    hub.commit_as(REPO, gsm_files, "740312add88f781978c0658806c59bc2815b9866")
-    with pytest.raises(HubError, match=r"main/train.* at 740312add88f is not the file known by that commit"):
-        prepare(_from_hub(tmp_path, revision=None))
+    hub.commit_as(REPO, gsm_files, "e53f048856ff4f594e959d75785d2c2d37b678ee")
+    with pytest.raises(HubError, match=r"main/train.* at e53f048856ff is not the file known by that commit"):
+        prepare(_from_hub(tmp_path, revision="e53f048856ff4f594e959d75785d2c2d37b678ee"))
     assert not (tmp_path / "out").exists()
 
 
