@@ -23,6 +23,12 @@ class RunOptions:
     )
     num_threads: int | None = option(None, "CPU threads, pinned and recorded; none: 1 for tiny, else the cores at hand.", min=1)
     seed: int = option(31415, "Seed of the run; every sample's own seed is derived from it.", min=0, max=2**32 - 1)
+
+
+@dataclass(frozen=True)
+class TrackerOptions:
+    """Where metrics go besides metrics.jsonl."""
+
     wandb: str = option("offline", "Weights & Biases mode.", choices=("offline", "online", "disabled"))
     wandb_project: str = option("grpo-gsm8k", "Weights & Biases project.")
 
@@ -32,7 +38,7 @@ class DataOptions:
     """Where problems come from, and how they are pinned and split."""
 
     revision: str | None = option(
-        None, "Commit, branch or tag of the hub data set; resolved to a commit once and pinned; none: the known commit."
+        None, "Commit, branch or tag on the hub, resolved once and pinned; none: the folder's own, else the shipped commit."
     )
     source: str | None = option(None, "Local file or folder (.jsonl or .parquet) to take the data from, in place of the hub.")
     cache_dir: str | None = option(None, "Cache folder for hub downloads; none: Hugging Face's own default.")
@@ -50,7 +56,7 @@ class DataPrepConfig(RunOptions, DataOptions):
 
 
 @dataclass(frozen=True)
-class EvalConfig(RunOptions, DataOptions):
+class EvalConfig(RunOptions, TrackerOptions, DataOptions):
     """Options of `eval`."""
 
     model_id: str = option(
@@ -66,7 +72,11 @@ class EvalConfig(RunOptions, DataOptions):
     out_dir: str | None = option(None, "Folder of the prepared data; none: <artifacts_dir>/<dataset>.")
     eval_n: int = option(512, "Training problems held out as validation when the data are prepared.", min=1)
     split_seed: int = option(31415, "Seed of the split into training and validation.", min=0, max=2**32 - 1)
-    split: str = option("val", "Split to evaluate.", choices=("val", "test", "train"))
+    split: str = option(
+        "auto",
+        "Split to evaluate; auto: val, or test of a data set that has no training split.",
+        choices=("auto", "val", "test", "train"),
+    )
     eval_path: str | None = option(None, "JSONL to evaluate in place of a prepared split (question and answer a line).")
     limit: int | None = option(None, "Evaluate the first N problems only.", min=1)
     template: str = option("auto", "Prompt template: a shipped name or a path; auto: question for tiny, else qwen_math_cot.")

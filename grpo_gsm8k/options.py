@@ -62,21 +62,23 @@ class Option:
         elif self.kind in (int, float):
             words = "a whole number" if self.kind is int else "a number"
             if self.min is not None and self.max is not None:
-                words += f" from {self.min:g} to {self.max:g}"
+                words += f" from {self.min} to {self.max}"
             elif self.min is not None:
-                words += f" of at least {self.min:g}"
+                words += f" of at least {self.min}"
             elif self.max is not None:
-                words += f" of at most {self.max:g}"
+                words += f" of at most {self.max}"
         else:
             words = {bool: "true or false", str: "text"}[self.kind]
         return words + (", or none" if self.nullable else "")
 
 
 def options(cls: type) -> tuple[Option, ...]:
-    """Returns the options of a config class, in the order in which they are written."""
+    """Returns the options of a config class: its own in the order in which they are written, then its bases'."""
     hints = typing.get_type_hints(cls)
     found = []
-    for spec in dataclasses.fields(cls):
+    specs = {spec.name: spec for spec in dataclasses.fields(cls)}
+    own_first = [name for base in cls.__mro__ for name in base.__dict__.get("__annotations__", {}) if name in specs]
+    for spec in (specs[name] for name in dict.fromkeys(own_first)):
         hint, nullable = hints[spec.name], False
         if typing.get_origin(hint) in (typing.Union, types.UnionType):
             members = [member for member in typing.get_args(hint) if member is not type(None)]

@@ -35,6 +35,10 @@ def choose(resolved: Resolved[EvalConfig]) -> Resolved[EvalConfig]:
         wanted = next((key for key in ("revision", "source") if getattr(config, key) is not None), None)
         why = f"{wanted} is given" if wanted else f"the model is {resolved.config.model_id}"
         resolved = resolved.filled("dataset", "tiny" if tiny and not wanted else "gsm8k", why)
+    if config.split == "auto":
+        held_out = resolved.config.dataset != "math500"
+        why = "held out from training" if held_out else "math500 has no other split"
+        resolved = resolved.filled("split", "val" if held_out else "test", why)
     if config.template == "auto":
         why = "what the tiny model was trained on" if tiny else "the data set is solved by chain of thought"
         resolved = resolved.filled("template", "question" if tiny else "qwen_math_cot", why)

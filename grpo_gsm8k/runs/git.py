@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-
 PACKAGE = Path(__file__).resolve().parents[1]
 SOURCE_SUFFIXES = frozenset(".py .pyi .toml .yaml .yml .json .sh .txt .md .cfg .ini .j2 .html .css .js .bats .lock".split())
 SOURCE_NAMES = frozenset({"Makefile", "Dockerfile", "run"})

@@ -66,6 +66,7 @@ def running(run: RunDirectory) -> Iterator[None]:
     log.addHandler(handler)
     log.addHandler(console)
     log.setLevel(logging.INFO)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a failed retry is no news; the last one is said by us
     run.start()
     try:
         with signals_raise():
