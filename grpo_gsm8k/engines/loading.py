@@ -73,7 +73,9 @@ def load_model(
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     place = resolve_device(device)
     source = resolve_model_id(model_id)
     kwargs: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}

@@ -19,7 +19,9 @@ class StopStrings:
         self._stops = tuple(stops)
         # The slack covers a character cut at the window's start and the space that some decoders drop there.
         self._window = max(len(stop.encode()) for stop in stops) + 4
-        self._special = frozenset(tokenizer.all_special_ids)
+        # all_special_ids holds only those that have a role (eos, pad …); decoding leaves out every one marked special.
+        marked = [token for token, added in tokenizer.added_tokens_decoder.items() if added.special]
+        self._special = frozenset(tokenizer.all_special_ids) | frozenset(marked)
         self._may_complete: dict[int, bool] = {}
 
     def completed_by(self, token_ids: Sequence[int]) -> bool:

@@ -64,18 +64,27 @@ def inverse_cdf(probabilities_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     mass_BV = probabilities_BV.double()
     cumulative_BV = prefix_sums(mass_BV)
     target_B1 = uniforms_B.double()[:, None] * cumulative_BV[:, -1:]
+    ids_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True).clamp(max=mass_BV.shape[-1] - 1)
+    if bool((mass_BV.gather(-1, ids_B1) > 0).all()):
+        return ids_B1.squeeze(-1)
+    # Rounding of the sums, by one part in 2**53, has led to a token of probability 0: take the nearest that has any.
     possible_BV = mass_BV > 0
     hit_BV = (cumulative_BV > target_B1) & possible_BV
-    ids_B = hit_BV.int().argmax(-1)
-    # Rounding at the very top of the distribution may leave no hit: then it is the last possible token.
     last_B = mass_BV.shape[-1] - 1 - possible_BV.flip(-1).int().argmax(-1)
-    return torch.where(hit_BV.any(-1), ids_B, last_B)
+    return torch.where(hit_BV.any(-1), hit_BV.int().argmax(-1), last_B)
 
 
 def prefix_sums(values_BV: Tensor) -> Tensor:
-    """Returns inclusive prefix sums along the last dimension.
+    """Returns inclusive prefix sums along the last dimension, by an algorithm that is deterministic on the tensor's device."""
+    if values_BV.device.type == "cpu":
+        return values_BV.cumsum(-1)
+    return blocked_prefix_sums(values_BV)
 
-    By products with a triangular matrix, block by block: torch.cumsum on CUDA is refused in deterministic mode.
+
+def blocked_prefix_sums(values_BV: Tensor) -> Tensor:
+    """Returns inclusive prefix sums by products with a triangular matrix, block by block.
+
+    For CUDA, where torch.cumsum is refused in deterministic mode.
     """
     rows, width = values_BV.shape
     if width <= _BLOCK:
@@ -83,9 +92,9 @@ def prefix_sums(values_BV: Tensor) -> Tensor:
     blocks = -(-width // _BLOCK)
     padded = torch.nn.functional.pad(values_BV, (0, blocks * _BLOCK - width)).view(rows, blocks, _BLOCK)
     inner = padded @ _triangle(_BLOCK, values_BV)
-    totals = prefix_sums(inner[:, :, -1])
+    totals = blocked_prefix_sums(inner[:, :, -1])
     inner[:, 1:] += totals[:, :-1, None]
-    return inner.view(rows, -1)[:, :width]
+    return inner.view(rows, -1)[:, :width].contiguous()
 
 
 def _triangle(size: int, like: Tensor) -> Tensor:

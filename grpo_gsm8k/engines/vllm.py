@@ -7,22 +7,28 @@ top-k …) are never applied. Log-probs are vLLM's "processed" ones: of the dist
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
-import importlib.util
-import json
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from grpo_gsm8k.engines.loading import DTYPES, load_tokenizer, resolve_model_id
+from grpo_gsm8k.engines.loading import load_tokenizer, resolve_model_id
 from grpo_gsm8k.engines.protocol import Capabilities, OnCompletion
 from grpo_gsm8k.engines.requests import check_request
+from grpo_gsm8k.engines.vllm_setup import (
+    LORA_RANKS,
+    check_choices,
+    lora_rank,
+    one_line,
+    read_config,
+    resolve_dtype,
+    set_environment,
+)
 from grpo_gsm8k.engines.weight_names import check_weights_fit
-from grpo_gsm8k.errors import EngineError, InputError, ModelError, unknown_name
+from grpo_gsm8k.errors import EngineError, InputError
 from grpo_gsm8k.types import Completion, Prompt, Sampling, StopReason
 
 if TYPE_CHECKING:
@@ -30,11 +36,15 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 256
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 2.0  # vLLM silently raises what is lower, and refuses what is higher
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM takes for its largest rank
-
-ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-# Without TORCHDYNAMO_DISABLE the first CPU request waits for a C++ compiler; the KV cache is in GiB.
-CPU_ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+_FIXED_ARGUMENTS: Mapping[str, Any] = {
+    "max_num_seqs": BATCH_SIZE,
+    "logprobs_mode": "processed_logprobs",
+    "enable_prefix_caching": True,
+    "generation_config": "vllm",
+    "max_loras": 1,
+    "disable_log_stats": True,
+    "use_tqdm_on_load": False,
+}
 
 
 class VllmEngine:
@@ -59,13 +69,12 @@ class VllmEngine:
         `max_model_len` None is the model's window; `adapter` is a PEFT LoRA folder; `enforce_eager` None is True on a CPU only.
         Raises: InputError, ModelError, HubError; EngineError when vLLM or its device is not there or it cannot start.
         """
-        on_cpu = _check_choices(tp_size, gpu_mem_util, dtype)
+        on_cpu = check_choices(tp_size, gpu_mem_util, dtype)
         source = resolve_model_id(model_id)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model_id, revision)
-        self._config = _read_config(source, revision)
+        self._config = read_config(source, revision)
         self._lora_path = None if adapter is None else str(adapter)
-        lora_rank = None if adapter is None else _lora_rank(Path(adapter))
-        self._environment = _set_environment(on_cpu)
+        self._environment = set_environment(on_cpu)
         self._asked: dict[str, Any] = {
             "model_id": model_id,
             "revision": revision,
@@ -73,27 +82,23 @@ class VllmEngine:
             "gpu_mem_util": None if on_cpu else gpu_mem_util,
             "seed": seed,
         }
-        self._owns_process_group = not (torch.distributed.is_available() and torch.distributed.is_initialized())
         arguments = {
+            **_FIXED_ARGUMENTS,
             "model": source,
             "revision": None if Path(source).is_dir() else revision,
             "tokenizer_revision": None if Path(source).is_dir() else revision,
-            "dtype": _resolve_dtype(dtype, on_cpu, self._config),
+            "dtype": resolve_dtype(dtype, on_cpu, self._config),
             "seed": seed,
             "max_model_len": max_model_len,
-            "max_num_seqs": BATCH_SIZE,
             "tensor_parallel_size": tp_size,
             "gpu_memory_utilization": gpu_mem_util,
             "enforce_eager": on_cpu if enforce_eager is None else enforce_eager,
-            "logprobs_mode": "processed_logprobs",
-            "enable_prefix_caching": True,
             "enable_chunked_prefill": not on_cpu,  # a chunk of a seeded request rewinds its generator: no CPU one can
-            "generation_config": "vllm",
-            "disable_log_stats": True,
+            "enable_lora": adapter is not None,
+            "max_lora_rank": LORA_RANKS[0] if adapter is None else lora_rank(Path(adapter)),
         }
-        if self._lora_path is not None:
-            arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_rank}
-        self._engine: Any = _start(model_id, arguments)
+        self._in_process = self._environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+        self._engine: Any = _start(model_id, arguments, self._in_process)
         self._eos = self._eos_token_ids()
         self._window = int(self._engine.model_config.max_model_len)
         self._num_calls = 0
@@ -112,7 +117,7 @@ class VllmEngine:
             weight_updates=True,
             per_request_seeds=True,
             token_ids=True,
-            repeats=True,
+            repeats=self._in_process,
             batch_size=BATCH_SIZE,
         )
 
@@ -159,7 +164,7 @@ class VllmEngine:
             engine.collective_rpc("reload_weights", kwargs={"weights_path": str(path)})
         except Exception as error:
             self.close()
-            raise EngineError(f"vLLM could not load the weights in {str(path)!r}, and is closed: {_one_line(error)}") from error
+            raise EngineError(f"vLLM could not load the weights in {str(path)!r}, and is closed: {one_line(error)}") from error
         self._weights_version = version
         self._forget_prefixes()
 
@@ -197,12 +202,11 @@ class VllmEngine:
         engine, self._engine = self._engine, None
         if engine is None:
             return
-        from vllm.distributed import cleanup_dist_env_and_memory
-
         engine.engine_core.shutdown()
         del engine
-        if self._owns_process_group:
-            cleanup_dist_env_and_memory()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _live_engine(self) -> Any:
         if self._engine is None:
@@ -248,13 +252,13 @@ class VllmEngine:
             try:
                 self._engine.add_request(f"{call}{index}", tokens_input(list(prompt.token_ids)), params, lora_request=lora)
             except ValueError as error:
-                raise InputError(f"problem {prompt.problem_id!r}: vLLM refuses it: {_one_line(error)}") from error
+                raise InputError(f"problem {prompt.problem_id!r}: vLLM refuses it: {one_line(error)}") from error
 
     def _step(self) -> list[Any]:
         try:
             return [output for output in self._engine.step() if output.finished]
         except Exception as error:
-            raise EngineError(f"vLLM failed while sampling: {_one_line(error)}") from error
+            raise EngineError(f"vLLM failed while sampling: {one_line(error)}") from error
 
     def _forget_prefixes(self) -> None:
         """Cached prefixes would make a call's result depend on earlier calls, which a resumed run has not made."""
@@ -270,81 +274,23 @@ class VllmEngine:
         return sorted(found)
 
 
-def _check_choices(tp_size: int, gpu_mem_util: float, dtype: str) -> bool:
-    """Returns whether this is a CPU build, having checked what can be said before vLLM is imported."""
-    if tp_size < 1:
-        raise InputError(f"tp_size is {tp_size}; it must be 1 or more")
-    if not 0 < gpu_mem_util <= 1:
-        raise InputError(f"gpu_mem_util is {gpu_mem_util}; it must be above 0 and at most 1")
-    if dtype not in DTYPES:
-        raise ModelError(unknown_name("dtype", dtype, DTYPES))
-    if importlib.util.find_spec("vllm") is None:
+def _start(model_id: str, arguments: Mapping[str, Any], in_process: bool) -> Any:
+    if in_process and torch.distributed.is_initialized():
         raise EngineError(
-            "vllm is not installed; on a CUDA host: pip install 'grpo-gsm8k[vllm]', else use --engine transformers"
+            "another vllm engine (close it first) or torch.distributed already runs in this process, and vLLM would end it; "
+            "or set VLLM_ENABLE_V1_MULTIPROCESSING=1"
         )
-    on_cpu = torch.version.cuda is None and torch.version.hip is None
-    if not on_cpu and not torch.cuda.is_available():
-        raise EngineError("this vllm is a CUDA build, but torch sees no CUDA device; use --engine transformers")
-    num_devices = 1 if on_cpu else torch.cuda.device_count()
-    if tp_size > num_devices:
-        raise EngineError(f"tp_size is {tp_size}, but torch sees {num_devices} device(s); use --tp-size {num_devices} or less")
-    return on_cpu
-
-
-def _set_environment(on_cpu: bool) -> dict[str, str]:
-    """Sets what vLLM reads from the environment, where the user has not, and returns what holds."""
-    wanted = ENVIRONMENT | CPU_ENVIRONMENT if on_cpu else ENVIRONMENT
-    for name, value in wanted.items():
-        os.environ.setdefault(name, value)
-    dynamo = sys.modules.get("torch._dynamo")
-    if on_cpu and dynamo is not None and os.environ["TORCHDYNAMO_DISABLE"] == "1":
-        dynamo.config.disable = True  # it has read the variable already
-    return {name: os.environ[name] for name in sorted(wanted)}
-
-
-def _read_config(source: str, revision: str | None) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(source, revision=None if Path(source).is_dir() else revision)
-    except Exception as error:
-        raise ModelError(f"cannot read the config of {source!r}: {_one_line(error)}") from error
-
-
-def _resolve_dtype(dtype: str, on_cpu: bool, config: Any) -> str:
-    """vLLM's own "auto" narrows a float32 checkpoint to 16 bits without a word; this never does."""
-    if dtype != "auto":
-        return dtype
-    if on_cpu:
-        return "float32"
-    saved = config.get_text_config().dtype
-    return "auto" if saved is None else str(saved).removeprefix("torch.")
-
-
-def _lora_rank(path: Path) -> int:
-    """Returns the smallest of vLLM's rank limits that takes the LoRA adapter in `path`. Raises: ModelError."""
-    try:
-        config = json.loads((path / "adapter_config.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ModelError(f"{str(path)!r} is not a PEFT adapter folder: no adapter_config.json that can be read") from error
-    kind, rank = config.get("peft_type"), config.get("r")
-    if kind != "LORA" or not isinstance(rank, int) or config.get("modules_to_save"):
-        raise ModelError(f"vllm takes LoRA adapters without modules_to_save only; {str(path)!r} is {kind}: merge it first")
-    ranks = [rank, *(config.get("rank_pattern") or {}).values()]
-    fitting = [limit for limit in LORA_RANKS if limit >= max(ranks)]
-    if not fitting:
-        raise ModelError(f"adapter {str(path)!r} has rank {max(ranks)}; vllm takes up to {LORA_RANKS[-1]}: merge it first")
-    return fitting[0]
-
-
-def _start(model_id: str, arguments: Mapping[str, Any]) -> Any:
     set_num_threads = torch.set_num_threads
     try:
         from vllm import EngineArgs, LLMEngine
 
         return LLMEngine.from_engine_args(EngineArgs(**arguments))
     except Exception as error:
-        raise EngineError(f"vLLM cannot start with {model_id!r}: {_one_line(error)}") from error
+        if in_process and torch.distributed.is_initialized():
+            from vllm.distributed import cleanup_dist_env_and_memory
+
+            cleanup_dist_env_and_memory()
+        raise EngineError(f"vLLM cannot start with {model_id!r}: {one_line(error)}") from error
     finally:
         torch.set_num_threads = set_num_threads  # the CPU worker replaces it by a no-op for the whole process
 
@@ -365,8 +311,3 @@ def _vllm_version() -> str:
     """The distribution is `vllm` or, for the CPU build, `vllm-cpu`: so it is named by what provides the module."""
     names = importlib.metadata.packages_distributions()["vllm"]
     return " ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(set(names)))
-
-
-def _one_line(error: BaseException, limit: int = 400) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 1] + "…"

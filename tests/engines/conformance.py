@@ -45,7 +45,7 @@ WARM = Sampling(temperature=1.0, max_tokens=24)
 def order_is_restored(subject: Subject) -> None:
     seeds = list(range(len(subject.prompts)))
     forward = subject.engine.generate(subject.prompts, GREEDY, seeds)
-    backward = subject.engine.generate(subject.prompts[::-1], GREEDY, seeds)
+    backward = subject.engine.generate(subject.prompts[::-1], GREEDY, seeds[::-1])
     assert [subject.key(c) for c in forward] == [subject.key(c) for c in backward[::-1]]
     assert len({subject.key(c) for c in forward}) > 1
 
@@ -108,7 +108,9 @@ def length_stops_and_is_said(subject: Subject) -> None:
 def a_stop_string_ends_and_is_kept(subject: Subject) -> None:
     free = subject.engine.generate(subject.prompts, GREEDY, [0] * len(subject.prompts))
     texts = [subject.text(completion) for completion in free]
-    i, text = next((i, t) for i, t in enumerate(texts) if len(t) >= 8 and "\ufffd" not in t[2:6])
+    fit = [(i, text) for i, text in enumerate(texts) if len(text) >= 8 and "\ufffd" not in text[2:6]]
+    assert fit, f"no completion of whole characters to stop in: {texts}"
+    i, text = fit[0]
     stop = text[3:5]
     sampling = Sampling(temperature=0.0, max_tokens=GREEDY.max_tokens, stop=("never-said", stop))
     (stopped,) = subject.engine.generate([subject.prompts[i]], sampling, [0])

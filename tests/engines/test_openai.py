@@ -72,7 +72,7 @@ def test_engine_conforms_over_a_served_model(serve, tmp_path_factory: pytest.Tem
     from grpo_gsm8k.engines.transformers import TransformersEngine
 
     torch.set_num_threads(1)
-    model = TransformersEngine(str(make_model(tmp_path_factory.mktemp("served"))), device="cpu")
+    model = TransformersEngine(str(make_model(tmp_path_factory.mktemp("served"), num_hidden_layers=2)), device="cpu")
     lock = threading.Lock()
 
     def sample(request: Request) -> Reply:

@@ -10,7 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_gsm8k.engines.token_choice import choose_tokens, draw_uniforms, inverse_cdf, prefix_sums, processed_logits
+from grpo_gsm8k.engines import token_choice
+from grpo_gsm8k.engines.token_choice import (
+    blocked_prefix_sums,
+    choose_tokens,
+    draw_uniforms,
+    inverse_cdf,
+    processed_logits,
+)
 from grpo_gsm8k.types import Sampling
 
 
@@ -41,9 +48,9 @@ def test_a_token_of_probability_zero_is_never_taken_at_either_end() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(rows=st.integers(1, 4), width=st.integers(1, 300) | st.integers(4090, 4200), seed=st.integers(0, 1000))
-def test_prefix_sums_equal_cumsum(rows: int, width: int, seed: int) -> None:
+def test_blocked_prefix_sums_equal_cumsum(rows: int, width: int, seed: int) -> None:
     values = torch.rand(rows, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    assert torch.allclose(prefix_sums(values), values.cumsum(-1), rtol=1e-12, atol=1e-12)
+    assert torch.allclose(blocked_prefix_sums(values), values.cumsum(-1), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("top_p", "top_k"), [(1.0, 0), (0.9, 0), (1.0, 5), (0.6, 40), (1e-9, 0), (1.0, 10_000)])
@@ -60,6 +67,23 @@ def test_processing_equals_that_of_transformers(top_p: float, top_k: int) -> Non
     wanted = warp(None, logits).log_softmax(-1)
     assert torch.equal(ours.isinf(), wanted.isinf())
     assert torch.allclose(ours.exp(), wanted.exp(), atol=1e-6)
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+def test_both_ways_of_summing_choose_the_same_tokens(top_p: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(64, 5000, generator=torch.Generator().manual_seed(2)) * 2
+    uniforms, sampling = torch.from_numpy(draw_uniforms(3, 64)), Sampling(temperature=1.0, top_p=top_p)
+    ids, _ = choose_tokens(logits, sampling, uniforms)
+    monkeypatch.setattr(token_choice, "prefix_sums", blocked_prefix_sums)
+    assert torch.equal(choose_tokens(logits, sampling, uniforms)[0], ids)
+    assert len(set(ids.tolist())) > 30
+
+
+def test_rounding_that_leads_past_the_last_possible_token_is_put_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    probabilities = torch.tensor([[0.0, 0.5, 0.5, 0.0, 0.0]])
+    rounded = torch.tensor([[0.0, 0.5, 1.0 - 2**-52, 1.0, 1.0]], dtype=torch.float64)
+    monkeypatch.setattr(token_choice, "prefix_sums", lambda _values: rounded)
+    assert inverse_cdf(probabilities, torch.tensor([1.0 - 2**-53], dtype=torch.float64)).tolist() == [2]
 
 
 def test_samples_follow_the_distribution() -> None:
