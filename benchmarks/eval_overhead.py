@@ -2,9 +2,9 @@
 
     python benchmarks/eval_overhead.py [--num-problems 512] [--batch-size 64] [--max-tokens 64] [--runs 5]
 
-`generate` is transformers' own (left-padded batches, greedy) with the completions decoded and nothing else. The loop samples
-with the transformers engine, writes every completion to disk as it finishes, grades with two graders, and writes rows, aggregate
-and ledger. The engine alone stands between the two. They take turns; medians are printed. The goal: at most 1.10 of `generate`.
+`generate` is transformers' own (left-padded batches, greedy) with the completions decoded and nothing else. The loop
+samples with the transformers engine, writes every completion to disk as it finishes, grades with two graders, and writes rows,
+aggregate and ledger. The engine alone stands between the two. They take turns; medians are printed. Goal: at most 1.10.
 """
 
 from __future__ import annotations

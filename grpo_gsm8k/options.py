@@ -11,6 +11,7 @@ Every refusal is a ConfigError of one line that names the key, what was wrong an
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 import tomllib
@@ -77,7 +78,7 @@ def options(cls: type) -> tuple[Option, ...]:
     hints = typing.get_type_hints(cls)
     found = []
     specs = {spec.name: spec for spec in dataclasses.fields(cls)}
-    own_first = [name for base in cls.__mro__ for name in base.__dict__.get("__annotations__", {}) if name in specs]
+    own_first = [name for base in cls.__mro__ for name in inspect.get_annotations(base) if name in specs]
     for spec in (specs[name] for name in dict.fromkeys(own_first)):
         hint, nullable = hints[spec.name], False
         if typing.get_origin(hint) in (typing.Union, types.UnionType):

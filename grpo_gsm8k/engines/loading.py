@@ -75,7 +75,7 @@ def load_model(
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     place = resolve_device(device)
     source = resolve_model_id(model_id)
     kwargs: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}

@@ -18,11 +18,13 @@ MAX_ANSWER_CHARS = 2000
 
 _TEXT = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mbox|mathrm|mathbf|textsf)\s*\{([^{}]*)\}")
 _UNIT_TEXT = re.compile(
-    r"(?<=[0-9}\)])\s*\\?,?\s*\\(?:text|mbox|mathrm|textrm)\s*\{\s*[A-Za-z][A-Za-z./ ]*\}(?:\s*\^\s*(?:\{?-?[0-9]\}?))?(?:\s*\\?/\s*[A-Za-z]+)?\s*$"
+    r"(?<=[0-9}\)])\s*\\?,?\s*\\(?:text|mbox|mathrm|textrm)\s*\{\s*[A-Za-z][A-Za-z./ ]*\}"
+    r"(?:\s*\^\s*(?:\{?-?[0-9]\}?))?(?:\s*\\?/\s*[A-Za-z]+)?\s*$"
 )
 _UNIT_WORD = re.compile(r"(?<=[0-9])\s+(?:[a-z]{2,}|cm|mm|km|m|kg|g|ft|in)(?:\s*\^\s*\{?[23]\}?|²|³)?\.?$")
 _DROPPED = re.compile(
-    r"\\(?:left|right|displaystyle|quad|qquad|big|Big|bigg|Bigg)(?![A-Za-z])|\\[,!;: ]|\^\s*\{?\s*\\circ\s*\}?|\\degree|°|\\%|%|\\\$|\$|~"
+    r"\\(?:left|right|displaystyle|quad|qquad|big|Big|bigg|Bigg)(?![A-Za-z])|\\[,!;: ]"
+    r"|\^\s*\{?\s*\\circ\s*\}?|\\degree|°|\\%|%|\\\$|\$|~"
 )
 _ASSIGNED = re.compile(r"^\s*(?:[A-Za-z](?:_\{?\w\}?)?|[A-Za-z]\([a-z]\)|(?:the )?answer)\s*(?:=|\\in(?![A-Za-z])|:)\s*")
 _SHORT_FRACTION = re.compile(r"\\[dtc]?frac\s*([0-9])\s*([0-9])")
@@ -64,7 +66,7 @@ def _parsed(text: str) -> tuple[Any, ...]:
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
 
     configs = [LatexExtractionConfig(), ExprExtractionConfig()]
-    return tuple(parse(text, extraction_config=configs, parsing_timeout=None))  # type: ignore[arg-type]
+    return tuple(parse(text, extraction_config=configs, parsing_timeout=None))
 
 
 def _same_by_math_verify(answer_text: str, gold: str) -> bool:
@@ -150,7 +152,8 @@ def grade_text(completion: str, gold: str) -> Score:
             return Score(1.0, shown, "correct", f"{place}, {layer}")
     if parse_gold(gold) is not None and parse_gold(answer) is not None and "/" not in clean(answer + gold):
         return Score(0.0, shown, "wrong", place)
-    if _same_by_math_verify(f"${answer.strip().strip('$')}$", gold) or _same_by_math_verify(f"${normalise(answer)}$", normalise(gold)):
+    pairs = ((answer.strip().strip("$"), gold), (normalise(answer), normalise(gold)))
+    if any(_same_by_math_verify(f"${left}$", right) for left, right in pairs):
         return Score(1.0, shown, "correct", f"{place}, math-verify")
     if _same_parts(answer, gold):
         return Score(1.0, shown, "correct", f"{place}, same parts")

@@ -6,48 +6,26 @@ kind the last counts. What is left out first: an invented next turn or question,
 - Thinking: what follows `</think>` is read. Where nothing follows, or a `<think>` is never closed, only a mark or an
   "answer is" statement inside the thinking counts, never just its last number.
 - `<answer>` without an end is read to the end of the text. Its content is read by the same rules.
-- `\\boxed{` without an end is read to the end of its line. An empty or placeholder box is passed over. Two boxes joined by
-  "and", "or" or a comma are two answers.
-- `####` that starts a Markdown heading (`#### Step 3: …`, `#### 3. Add`) is no mark; after a real one, the line's first
-  number counts (`#### 7 dozen in 4 weeks` is 7), or the right-hand side of its last `=`.
 - A check, a note or an explanation after the answer is left out, unless a new conclusion ("So …") follows it.
-- A text that stops in the middle of a calculation (`= 3 +`), or whose last statement is that it cannot be solved, has no answer.
+- A text that stops in the middle of a calculation (`= 3 +`), or ends by saying that it cannot be solved, has no answer.
 """
 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
-from grpo_gsm8k.rewards.numbers import MAX_NUMBER_CHARS, NUMBER, clean
-from grpo_gsm8k.rewards.statements import choose, is_truncated, only_number, spelled_number
-
-MAX_SEGMENT_CHARS = 2000
-
-
-class Reading(NamedTuple):
-    """What was read: the number's match (or the value of a spelled one), the answer's text, and where it stood."""
-
-    match: re.Match[str] | None
-    spelled: int | None
-    text: str
-    place: str
-
+from grpo_gsm8k.rewards.marks import HASH_HEADING, MAX_SEGMENT_CHARS, Reading, boxes, read_box, read_hash, read_segment
+from grpo_gsm8k.rewards.numbers import NUMBER, clean
+from grpo_gsm8k.rewards.statements import is_truncated, spelled_number
 
 _TURN_END = re.compile(
     r"<\|(?:im_end|endoftext|eot_id|im_start|end|end_of_text|start_header_id)\|>|</s>|<eos>|<end_of_turn>"
     r"|<｜end▁of▁sentence｜>"
 )
-_NEXT_QUESTION = re.compile(r"\n[ \t]{0,8}(?:\*\*|#{1,6}\s?)?(?:Question|Q|Problem|Human|User|Instruction)\s*\d*\s*(?:\*\*)?:", re.I)
-_MARKED = re.compile(r"####\s*\$?-?[0-9]|\\boxed\{|</answer>|answer(?:\*\*)? ?(?:is|:)", re.I)
-_BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*")
-_PLACEHOLDER = re.compile(r"[\s.…?_]*|(?:your |final |the )*(?:answer|number|result|value)(?: here)?", re.I)
-_BOX_JOIN = re.compile(r"[\s$\\(),.]*(?:and|or|,|\\text\{\s*(?:and|or)\s*\})[\s$\\(),]*")
-_HASH_NUMBER = re.compile(
-    r"[\s:$*_`\\(\[{=]*(?:(?:the |final |answer|is)[\s:]*)*[$*_`\\(\[{=€£¥₹~]*-?\s?[$€£¥₹]?\s?\.?[0-9]",
-    re.I,
+_NEXT_QUESTION = re.compile(
+    r"\n[ \t]{0,8}(?:\*\*|#{1,6}\s?)?(?:Question|QUESTION|Q|Problem|Human|User|Instruction)\s*\d{0,4}\s?(?:\*\*)?:"
 )
-_HASH_HEADING = re.compile(r"\s*\**\s*[0-9]{1,2}(?:\.\s+|\)\s*|:\s*|\s+[-–]\s+)\**[A-Za-z]")
+_MARKED = re.compile(r"####\s*\$?-?[0-9]|\\boxed\{|</answer>|answer(?:\*\*)? ?(?:is|:)", re.I)
 _CUE = re.compile(
     r"answers?(?:\*\*|__|\*|[\"}`])*\s*(?:(?:\([^()\n]{0,60}\)|(?:to|for|of|in|here|we|that)\b[^\n.:=?]{0,100}?)\s*)?"
     r"(?:(?P<verb>(?:is|are|was|would be|should be|will be|must be|comes to|equals|becomes)\b|=)"
@@ -70,108 +48,25 @@ _CONCLUSION = re.compile(
 _CHECK = re.compile(
     _SENTENCE_START
     + r"(?:(?:now,? )?let(?:'s|’s| me| us)(?: now| quickly)? (?:verify|check|double)|verif(?:ication|y)|check(?:ing)?\b"
-    r"|to (?:verify|check|double)|double[- ]check|we can (?:also )?(?:verify|check|confirm)|proof\b|(?:please )?note\b|notice\b"
-    r"|i hope|hope this|let me know|remember\b|if you|feel free|would you|confidence\b"
-    r"|(?P<why>explanation|reasoning|justification|this is because|because\b|here's (?:why|how)|rationale))",
+    r"|to (?:verify|check|double)|double[- ]check|we can (?:also )?(?:verify|check|confirm)|proof\b"
+    r"|(?P<aside>(?:please )?note\b|notice\b|i hope|hope this|let me know|remember\b|if you (?:have|need|want|would|like)"
+    r"|feel free|would you|confidence\b)"
+    r"|(?P<why>explanation|reasoning|justification|this is because|here's (?:why|how)|rationale))",
     re.I,
 )
-_CHECK_HINTS = (
-    "heck erif otice ope ecause xplan easoning ustif roof member ational onfid ere's".split() + ["ote", "f you", "et me", "eel free", "ould you"]
-)
-_QUESTION_HINTS = ("uestion", "roblem", "\nQ", "uman", "ser:", "nstruction", "\n#", "\n*", "\n ")
 _SENTENCE = re.compile(r"(?<=[.!?])(?:\*\*|[\"')\]])*\s+(?=[A-Z\"'*(\\$#✓✅])")
 _ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|vs|approx|Rs|No|i\.e|e\.g|a\.m|p\.m|etc)\.$")
 _BULLET = re.compile(r"\s*(?:>\s*)*(?:[-*•+]\s+|\(?[0-9]{1,2}[.)]\s+(?=\S))?(?:#{1,6}\s*)?")
+_LIST_ITEM = re.compile(r"\s*(?:[-*•]|[0-9]{1,2}[.)])\s")
 _BULLET_ONLY = re.compile(r"\s*[0-9]{1,2}[.)]\s*$")
-_REFUSED = re.compile(r"\b(?:cannot|can't|can not|unable to|impossible to) (?:be )?(?:solve|determine|answer|calculate|find|give)", re.I)
+_REFUSED = re.compile(
+    r"\b(?:cannot|can't|can not|unable to|impossible to) (?:be )?(?:solve|determine|answer|calculate|find|give)", re.I
+)
 _DIGIT = re.compile(r"[0-9０-９]")
 _GOES_ON = re.compile(r"\**\s*(?:[-+*/=x]\s*[$0-9]|[a-z/ $]{0,20}[=*])|\s*(?:or|and)\s+\$?[0-9]")
-_BRACE = re.compile(r"\\?[{}]")
-_BARE_BOXED = re.compile(r"-?\$?[0-9][0-9,.]*")
-_HASH_ALTERNATIVE = re.compile(r"[0-9]\s+(?:or|and)\s+\$?[0-9][0-9.,]*\s*$")
-
-
-def _read(segment: str, place: str, explicit: bool) -> Reading | None:
-    """Returns what a segment says, or None where it holds no number at all."""
-    if explicit and len(segment) < MAX_NUMBER_CHARS and (match := NUMBER.fullmatch(segment)):
-        return Reading(match, None, segment, place)
-    text = clean(segment[:MAX_SEGMENT_CHARS]).strip()
-    match = only_number(text.strip("* .$")) if explicit else choose(text)
-    if match is not None:
-        return Reading(match, None, match[0].strip(), place)
-    if NUMBER.search(text):
-        return Reading(None, None, text[:80], place)
-    spelled = spelled_number(text, whole=explicit)
-    return Reading(None, spelled[1], spelled[0], place) if spelled else None
-
-
-def _balanced(text: str, start: int) -> tuple[str, int]:
-    """Returns a group's content from just after its opening brace, and where it ends (the line's end if never closed)."""
-    close = text.find("}", start)
-    if close >= 0 and text.find("{", start, close) < 0:
-        return text[start:close], close + 1
-    depth = 1
-    for brace in _BRACE.finditer(text, start):
-        if brace[0] == "{":
-            depth += 1
-        elif brace[0] == "}":
-            depth -= 1
-            if not depth:
-                return text[start : brace.start()], brace.end()
-    line_end = text.find("\n", start)
-    end = len(text) if line_end < 0 else line_end
-    return text[start:end], end
-
-
-def _boxes(text: str) -> list[tuple[str, int, int]]:
-    """Returns the last two boxes that are not empty, the last first: content, start, end."""
-    found: list[tuple[str, int, int]] = []
-    starts = list(_BOX.finditer(text, max(0, len(text) - 20_000)))[-8:]
-    for opening in reversed(starts):
-        at = opening.end()
-        if text[at : at + 1] == "{":
-            content, end = _balanced(text, at + 1)
-        else:
-            bare = _BARE_BOXED.match(text, at)
-            if bare is None:
-                continue
-            content, end = bare[0], bare.end()
-        if not _PLACEHOLDER.fullmatch(content.strip().removeprefix("\\text{").removesuffix("}")):
-            found.append((content, opening.start(), end))
-            if len(found) == 2:
-                break
-    return found
-
-
-def _from_box(text: str) -> Reading | None:
-    boxes = _boxes(text)
-    if not boxes:
-        return None
-    content, start, _ = boxes[0]
-    reading = _read(content, "\\boxed{}", explicit=True) or Reading(None, None, content.strip()[:80], "\\boxed{}")
-    if len(boxes) == 2 and _BOX_JOIN.fullmatch(text[boxes[1][2] : start]) and boxes[1][0].strip() != content.strip():
-        return Reading(None, None, f"{boxes[1][0].strip()} and {content.strip()}"[:80], "\\boxed{}")
-    return reading
-
-
-def _from_hash(text: str) -> Reading | None:
-    at = len(text)
-    for _ in range(20):
-        at = text.rfind("####", 0, at)
-        if at < 0:
-            return None
-        line_end = text.find("\n", at)
-        line = text[at + 4 : line_end if line_end >= 0 else len(text)][:120]
-        if plain := NUMBER.fullmatch(line.strip()):
-            return Reading(plain, None, plain[0], "####")
-        if _HASH_NUMBER.match(clean(line)) and not _HASH_HEADING.match(line):
-            cleaned = clean(line).replace("*", "") if "=" not in line else clean(line)
-            match = choose(cleaned) if "=" in cleaned else NUMBER.search(cleaned)
-            if "=" not in cleaned and (match is None or _HASH_ALTERNATIVE.search(cleaned)):
-                match = only_number(cleaned.strip(" .$"))
-            return Reading(match, None, (match[0] if match else cleaned)[:80].strip(), "####")
-        at = max(at - 1, 0)
-    return None
+_IS_THE_ANSWER = re.compile(
+    r"([$€£]?-?[0-9][0-9.,/]*%?(?: [a-z]+)?) is (?:therefore |thus )?(?:the|our|my) (?:final |correct |right )?$"
+)
 
 
 def _sentences(line: str) -> list[str]:
@@ -194,6 +89,8 @@ def _from_cue(text: str) -> Reading | None:
             return None
         cue = _CUE.match(text, at)
         before = text[max(0, at - 20) : at]
+        if named := _IS_THE_ANSWER.search(text[max(0, at - 60) : at]):
+            return read_segment(named[1], "answer statement", explicit=True)
         if cue is None or _NO_CUE_BEFORE.search(before) or _NO_CUE_AFTER.match(text, cue.end()):
             continue
         gap_start = cue.start("gap")
@@ -204,7 +101,8 @@ def _from_cue(text: str) -> Reading | None:
         if not _STRONG_BEFORE.search(before):
             rest = body[used:]
             later = _CONCLUSION.search(rest)
-            if later and _DIGIT.search(rest, later.end()) and not _CHECK.search(rest[: later.start() + 1]):
+            goes_on = later.end() if later and _DIGIT.search(rest, later.end()) else rest.rfind("=")
+            if goes_on >= 0 and _DIGIT.search(rest, goes_on) and not _CHECK.search(rest[:goes_on]):
                 return _last_statement(rest) or reading
         return reading
     return None
@@ -219,10 +117,12 @@ def _cue_body(body: str, stated: bool) -> tuple[Reading | None, int]:
         paragraph = rest.partition("\n\n")[0]
     used = body.find(paragraph) + len(paragraph)
     lines = [line for line in paragraph.split("\n") if line.strip()]
+    if len(lines) > 1 and _LIST_ITEM.match(lines[0]) and _LIST_ITEM.match(lines[1]):
+        return _last_statement(body), len(body)
     sentences = [s for line in lines for s in _sentences(line)]
     for i, sentence in enumerate(sentences):
         if not _DIGIT.search(sentence):
-            reading = _read(sentence, "answer statement", explicit=i == 0 and len(sentence) < 40)
+            reading = read_segment(sentence, "answer statement", explicit=i == 0 and len(sentence) < 40)
             if reading:
                 return reading, used
             continue
@@ -235,8 +135,22 @@ def _cue_body(body: str, stated: bool) -> tuple[Reading | None, int]:
             return _last_statement(paragraph), used
         if _BULLET_ONLY.match(sentence) and i + 1 < len(sentences):
             continue
-        return _read(sentence, "answer statement", explicit=bool(first) and len(cleaned) < 30), spent
+        return read_segment(sentence, "answer statement", explicit=bool(first) and len(cleaned) < 30), spent
     return None, 0
+
+
+def _may_hold_check(t: str) -> bool:
+    """Returns whether `_CHECK` can match; written out because a loop or a regex over the hints takes five times as long."""
+    return (
+        ("heck" in t or "erif" in t or "ote" in t or "otice" in t or "ope " in t or "et me" in t or "roof" in t)
+        or ("ecause" in t or "xplan" in t or "easoning" in t or "ustif" in t or "ational" in t or "ere's" in t or "here’s" in t)
+        or ("member" in t or "f you" in t or "eel free" in t or "ould you" in t or "onfid" in t)
+    )
+
+
+def _line_end(text: str, at: int) -> int:
+    end = text.find("\n", at)
+    return len(text) if end < 0 else end
 
 
 def _without_check(text: str) -> str:
@@ -244,6 +158,8 @@ def _without_check(text: str) -> str:
     for check in _CHECK.finditer(text):
         head = text[: check.start() + 1]
         if not _DIGIT.search(head) or (check["why"] and len(head) > 200):
+            continue
+        if check["aside"] and _DIGIT.search(text, _line_end(text, check.end())):
             continue
         later = [m.end() for m in _CONCLUSION.finditer(text, check.end())]
         if later and _DIGIT.search(text, later[-1]):
@@ -254,7 +170,7 @@ def _without_check(text: str) -> str:
 
 def _last_statement(text: str) -> Reading | None:
     """Returns the answer in the last sentence that holds a number, checks and notes at the end left out."""
-    if any(hint in text for hint in _CHECK_HINTS):
+    if _may_hold_check(text):
         text = _without_check(text)
     end = len(text)
     newest = True
@@ -267,11 +183,13 @@ def _last_statement(text: str) -> Reading | None:
         if not line.strip():
             continue
         bullet = _BULLET.match(line)
-        for sentence in reversed(_sentences(line[bullet.end() if bullet else 0 :][-MAX_SEGMENT_CHARS:])):
-            if _REFUSED.search(sentence):
+        sentences = _sentences(line[bullet.end() if bullet else 0 :][-MAX_SEGMENT_CHARS:])
+        for sentence in reversed(sentences):
+            if ("can" in sentence or "nable" in sentence or "imposs" in sentence) and _REFUSED.search(sentence):
                 return None
             if newest or _DIGIT.search(sentence):
-                reading = _read(sentence, "last statement", explicit=False)
+                before = text[: text.rfind(sentence, 0, start + len(line))]
+                reading = read_segment(sentence, "last statement", explicit=False, before=before)
                 if reading:
                     return reading
             newest = False
@@ -293,7 +211,7 @@ def _visible(text: str) -> tuple[str, bool]:
 
 
 def _without_next_question(text: str) -> str:
-    if ":" in text and any(hint in text for hint in _QUESTION_HINTS):
+    if "Q" in text or "Problem" in text or "Human" in text or "User" in text or "Instruction" in text:
         for question in _NEXT_QUESTION.finditer(text):
             if _MARKED.search(text, 0, question.start()):
                 return text[: question.start()]
@@ -309,14 +227,14 @@ def read_answer(completion: str, depth: int = 0) -> Reading | None:
         content = text[opened + 8 :].partition("</answer>")[0].strip()
         if content:
             has_mark = "\\boxed" in content or "####" in content or len(content) > 80
-            plain = None if has_mark else _read(content, "<answer>", explicit=True)
+            plain = None if has_mark else read_segment(content, "<answer>", explicit=True)
             return plain or read_answer(content, depth + 1) or Reading(None, None, content[:80], "<answer>")
     if "\\" in text and ("\\boxed" in text or "\\fbox" in text):
-        boxed = _from_box(text)
+        boxed = read_box(text)
         if boxed:
             return boxed
     if "####" in text:
-        marked = _from_hash(text)
+        marked = read_hash(text)
         if marked:
             return marked
     cued = _from_cue(text)
@@ -337,19 +255,11 @@ def marked_answer(completion: str) -> tuple[str, str] | None:
     if opened >= 0:
         content = text[opened + 8 :].partition("</answer>")[0].strip()
         text, place = (content, "<answer>") if content else (text, "")
-    boxes = _boxes(text)
-    if boxes:
-        return boxes[0][0].strip(), "\\boxed{}"
+    found = boxes(text)
+    if found:
+        return found[0][0].strip(), "\\boxed{}"
     if "####" in text:
         line = text.rpartition("####")[2].strip().partition("\n")[0].strip(" *$")
-        if line and not _HASH_HEADING.match(line):
+        if line and not HASH_HEADING.match(line):
             return line, "####"
     return (text, place) if place else None
-
-
-def closed_box(completion: str) -> str | None:
-    """Returns the content of the last `\\boxed{…}` that is closed and not empty, or None."""
-    for content, _, end in _boxes(completion):
-        if completion[end - 1 : end] == "}" and content.strip():
-            return content.strip()
-    return None

@@ -10,7 +10,7 @@ The score is 1 (correct) or 0 (wrong, with what is missing). The gold is not loo
 
 from __future__ import annotations
 
-from grpo_gsm8k.rewards.extraction import closed_box
+from grpo_gsm8k.rewards.marks import closed_box
 from grpo_gsm8k.rewards.protocol import InProcessGrader
 from grpo_gsm8k.types import Score
 
@@ -24,7 +24,9 @@ class FormatGrader(InProcessGrader):
     def grade(self, completion: str, gold: str) -> Score:
         """Returns 1 for the r1_zero shape, 0 with the first thing that is missing otherwise."""
         fault, answer = _r1_zero_fault(completion)
-        return Score(0.0, answer, "wrong", fault) if fault else Score(1.0, answer, "correct", "<think>…</think> <answer>…</answer>")
+        if fault:
+            return Score(0.0, answer, "wrong", fault)
+        return Score(1.0, answer, "correct", "<think>…</think> <answer>…</answer>")
 
 
 class BoxedFormatGrader(InProcessGrader):

@@ -1,8 +1,8 @@
 """The worker process of the `math` grader: `python -m grpo_gsm8k.rewards.math_worker`.
 
-Reads one JSON array `[completion, gold]` a line on stdin and answers each, in order, with `[value, answer, status, explanation]`
-on stdout; the first line it writes is `"ready"`. It ends when stdin closes, also in the middle of a calculation, so that it
-never outlives its parent.
+Reads one JSON array `[completion, gold]` a line on stdin and answers each, in order, on stdout with
+`[value, answer, status, explanation]`; the first line it writes is `"ready"`. It ends when stdin closes, also in the middle of
+a calculation, so that it never outlives its parent.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ Values are exact (`int` or `Fraction`), never floats. The rules, all of them:
   One comma before one or two digits is a decimal comma (`18,50`). `1.000` is one, as in English.
 - Percent: the sign is a unit, so gold 20 matches `20%` and `20 percent`; nothing is multiplied by 100, so `0.2` does not match
   gold 20. Only where the gold lies strictly between 0 and 1 is a percentage divided by 100 (gold 0.2 matches `20%`).
+- Cents: an amount with a `$` below one dollar also matches its cents (gold 25 matches `$0.25`, never `0.25`).
 - Scales: `1.5 million` is 1500000; it also matches gold 1.5 (a question that asks "how many million").
 - Clock times: `5:00` is 5; any other `h:mm`, and a ratio such as `3:4`, is no number.
 - Rounding: an integer gold is matched exactly. A gold written with d decimals is also matched by a more precise answer that
@@ -37,7 +38,9 @@ _CHARACTERS = str.maketrans(
     | {"½": " 1/2", "¼": " 1/4", "¾": " 3/4", "⅓": " 1/3", "⅔": " 2/3", "⅛": " 1/8", "⅕": " 1/5", "⅖": " 2/5", "⅗": " 3/5"}
 )
 _NARROW_GROUP = re.compile("(?<=[0-9])\u202f(?=[0-9]{3}(?![0-9]))")
-_SPACED_GROUPS = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?: 0[0-9]{2})+(?! ?[0-9])")
+_SPACED_GROUPS = re.compile(
+    r"(?<![0-9.,])[1-9][0-9]{0,2}(?: 0[0-9]{2})+(?!-| ?[0-9])|(?<== )[1-9][0-9]{0,2}(?: [0-9]{3})+(?!-| ?[0-9])"
+)
 _LATEX_STEPS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -64,7 +67,7 @@ NUMBER = re.compile(
     r"(?:[$€£¥₹₱]\s*(?P<sign2>-)?)?"
     r"(?<![A-Za-z_^0-9])(?P<body>(?:[0-9]+(?:[.,][0-9]+)*|(?<![.0-9])\.[0-9]+))"
     r"(?:(?P<fraction>\s?/\s?[0-9]+(?:\.[0-9]+)?(?![0-9]))|(?P<mixed>(?:\s+|-|\sand\s)[0-9]+/[0-9]+)"
-    r"|(?P<clock>:[0-9]+)"
+    r"|(?P<clock>:[0-9]{2}(?![0-9]))"
     r"|(?P<exponent>[eE][+-]?[0-9]+(?![A-Za-z0-9])"
     r"|\s?[xX*]\s?10\s?\^\s?\{?[+-]?[0-9]+\}?|\^\s?\{?-?[0-9]+\}?(?:\^\S*)?)"
     r"|(?P<range>-[$]?[0-9]))?"
@@ -89,7 +92,7 @@ def clean(segment: str) -> str:
     """Returns `segment` with odd characters, LaTeX spacing, wrappers and fractions, and units' exponents made plain."""
     if not segment.isascii():
         segment = _NARROW_GROUP.sub(",", segment.translate(_CHARACTERS))
-    if " 0" in segment:
+    if " 0" in segment or "= " in segment:
         segment = _SPACED_GROUPS.sub(lambda m: m[0].replace(" ", ","), segment)
     if "\\" in segment or "{" in segment:
         for pattern, replacement in _LATEX_STEPS:
@@ -174,6 +177,8 @@ def number_matches(match: re.Match[str], gold: Gold) -> bool:
         return False
     if value == gold.value or _rounds_to(value, gold):
         return True
+    if 0 < value < 1 and "$" in match[0]:
+        return value * 100 == gold.value
     if match["percent"] and 0 < gold.value < 1:
         return Fraction(value) / 100 == gold.value
     if (scale := (match["scale"] or "").strip()) in ("thousand", "million", "billion"):

@@ -6,8 +6,9 @@ A final sentence often holds several numbers ("She makes $18 per day for 5 days,
 2. Parentheses are left out where a number stands outside them.
 3. Equality: what follows the last `=` (or `≈`, `→`), its first number; but a later "so", "thus" or "for a total of" wins.
 4. Every number has a level: -1 after "a total of"; 0 plain; 1 in a modifier ("for 5 days", "out of 20", "than 5", "at $2 each",
-   "3-egg", "to reach 100", "because …"); 2 as a label ("Step 3", "Day 5"). The lowest level present wins; of several at level
-   0 or below the last, of several above it the first.
+   "3-egg", "to reach 100", "because …"); 2 as a label ("Step 3", "Day 5"). The lowest level present wins; of several at one
+   level, the last at level 0 or below, else the first; but where that one was there before, the last computed (`= 98`).
+   Of "X, so Y" only Y is read.
 5. What follows a colon or "i.e." after a plain number details or restates it ("72 clips: 48 in April and 24 in May").
 6. Two alternatives ("18 or 20", "between 18 and 20") are no answer unless they are equal.
 """
@@ -17,18 +18,25 @@ from __future__ import annotations
 import itertools
 import re
 
-from grpo_gsm8k.rewards.numbers import NUMBER, number_value
+from grpo_gsm8k.rewards.numbers import NUMBER, Value, clean, number_value
 
 Match = re.Match[str]
 
 _BOLD = re.compile(r"\*\*(?!\s)([^*\n]+)\*\*|__(?!\s)([^_\n]+)__")
 _PARENTHESES = re.compile(r"\([^()]*\)")
 _TURN = re.compile(
-    r",?\s(?:so|therefore|thus|hence|for a (?=total of)|giving|leaving|making|which (?:means|gives|equals|leaves|makes))\b"
+    r",?\s(?:(?:so|therefore|thus|hence|giving|leaving|making|meaning|which (?:means|gives|equals|leaves|makes)"
+    r"|(?:which )?round(?:s|ed|ing)? (?:up |down |off )?to)\b|for a (?=total of)"
+    r"|which is (?=(?:about )?[$]?[0-9][0-9.,]*%?(?! (?:[a-z]+ )?"
+    r"(?:more|less|fewer|times|greater|higher|lower|of|out|half)\b)))"
+)
+_SO = re.compile(
+    r",\s(?:and\s)?(?:so|therefore|thus|hence|giving|making|meaning|which (?:means|gives|equals|makes|leaves))\b"
+    r"|\bfor a (?=total of)|\sso (?=(?:he|she|it|they|the|there|we|you|each|his|her)\b|\$|\*)"
 )
 _MODIFIER = frozenset(
     "per every each in for after over within during at with from before since until between on across through using without "
-    "past among amongst versus vs than around by".split()
+    "past among amongst versus vs than around by above below under beyond".split()
 )
 _MODIFIER_OF_NOUN = frozenset(
     "in for after over within during at from before since until than per every among across of with on all both "
@@ -39,13 +47,14 @@ _FILLER = frozenset(
     "other just some roughly around nearly almost previous following initial whole entire full same coming more both".split()
 )
 _LABEL = frozenset(
-    "step day week month year part option question problem case equation grade chapter room no number version method example "
+    "step day week month year part option question problem case equation chapter room no number version method example "
     "scenario round phase section page line group person level".split()
 )
+_VERB_FOR = frozenset("run runs ran last lasts lasted sell sells sold enough sleeps slept".split())
 _LEFT_WITH = frozenset("left end ends ended up remains remaining leaves leaving comes came".split())
 _UNIT_RATE = re.compile(
     r"[^,;=]{0,25}?\b(?:each|apiece)\b|-[A-Za-z]|(?:st|nd|rd|th)\b|[^,;=0-9]{0,3}\s*of\s+(?:the\s+|\$)?[0-9]"
-    r"|\s+times (?:as|more|the|larger|bigger|older|that|what|less)\b"
+    r"|\s+times (?:as|more|the|larger|bigger|older|that|what|less|fewer)\b"
 )
 _PERCENT_OF = re.compile(
     r"\s*(?:of|off)\b(?!\s+(?:the|his|her|their|all|its|a|an|students|people)\b)"
@@ -54,17 +63,22 @@ _PERCENT_OF = re.compile(
 _NEEDS_TO = "needs need has have had able going wants used likely gets expected managed ready decided got".split()
 _OPENER = re.compile(
     r"\b(?:because|since|if|when|given|assuming|compared|considering|based on|instead of|rather than|not|unlike|out of"
-    r"|as|(?:after|before|by|from) [a-z]+ing"
+    r"|averaging|including|excluding|of which|who (?:has|had|is|was|gets|got)|as"
+    r"|(?:after|before) (?:he|she|they|it|[A-Z][a-z]+)|(?:after|before|by|from) [a-z]+ing"
     r"|which (?:is|was|are|were) (?:about |exactly |only )?[$]?[0-9][0-9.,]*%? ?(?:[a-z]+ )?"
     r"(?:more|less|fewer|times|greater|higher|lower|of|out|half)"
     rf"|{''.join(f'(?<!{word} )' for word in _NEEDS_TO)}"
-    r"to (?!a\b|the\b|be\b|about\b|equal\b|total\b|\$|[0-9])[a-z]+)\b"
+    r"to (?!a\b|the\b|be\b|about\b|equal\b|total\b|"
+    r"(?:get|give|leave|obtain|have|find) \$?[0-9]|\$|[0-9])[a-z]+)\b"
 )
 _CLAUSE_END = re.compile(r"[,;:=]\s|\.\s")
 _PHRASE_END = re.compile(r"[,;:=]\s|\.\s|\s(?:he|she|they|it|we|you|there)(?:'d|'ll|'s)?\s")
-_OPENING_CLAUSE = re.compile(r"\W*(?:With|Since|Because|If|When|Given|After|Before|As|For|At|In|On|By)\b")
+_OPENING_CLAUSE = re.compile(
+    r"\W*(?:(?:So|Thus|Therefore|Hence),? )?(?:[Ff]or|[A-Z][a-z]+ing"
+    r"|With|Since|Because|If|When|Given|After|Before|As|At|In|On|By)\b"
+)
 _COMPARED = re.compile(r"(?:\s[a-z]+)?\s(?:more|less|fewer|greater|higher|lower|older|younger|[a-z]+er) than\b")
-_REASON = re.compile(r",?\s(?:because|since)\b")
+_REASON = re.compile(r",?\s(?:because|since)\s+(?=[$(]?[0-9])(?![^,]*,\s)")
 _RESTATED = re.compile(r"\bi\.e\b|\bin other words\b|\bthat is,")
 _ALTERNATIVE = re.compile(r"\s*(?:[A-Za-z$]+\s+){0,3}or\s+(?:[a-z]+\s+){0,2}\$?\s*")
 _BARE_JOIN = re.compile(r"\s*(?:\*\*)?\s*(?:and|or|,|&|to|;)\s*(?:\*\*)?\s*\$?\s*")
@@ -109,6 +123,8 @@ def _level(text: str, match: Match) -> int:
             return 2
         if last == "total" or (last == "of" and words[-2:-1] in (["total"], ["sum"], ["profit"], ["average"])):
             return 1 if "out" in words else -1
+        if last == "the" and not money:
+            return 2
         near = len(words) - 1
         while near > 0 and (words[near] in _FILLER or words[near].endswith(("'s", "'"))):
             near -= 1
@@ -117,10 +133,16 @@ def _level(text: str, match: Match) -> int:
         if head in _MODIFIER or (noun and head in _MODIFIER_OF_NOUN):
             if head == "with" and near > 0 and words[near - 1] in _LEFT_WITH:
                 return 0
+            if head == "for" and near > 0 and words[near - 1] in _VERB_FOR:
+                return 0
             if head == "by" or (money and head in ("for", "with", "in", "over")):
                 return 1 if _UNIT_RATE.match(after) else 0
             return 1
-        if head == "of" and near > 0 and (words[near - 1] in ("out", "short", "instead") or (noun and words[-1] in ("the", "original"))):
+        if (
+            head == "of"
+            and near > 0
+            and (words[near - 1] in ("out", "short", "instead") or (noun and words[-1] in ("the", "original")))
+        ):
             return 1
         if head == "of" and near > 1 and words[near - 1] in ("rate", "speed", "price", "cost") and "at" in words:
             return 1
@@ -175,8 +197,11 @@ def _is_ambiguous(text: str, matches: list[Match], chosen: int) -> bool:
     return False
 
 
-def choose(sentence: str) -> Match | None:
-    """Returns the number that is the answer in a cleaned sentence, or None (no number, or two alternatives)."""
+def choose(sentence: str, before: str = "") -> Match | None:
+    """Returns the number that is the answer in a cleaned sentence, or None (no number, or two alternatives).
+
+    `before` is the text that leads up to it; the last result computed there decides between numbers of the same level.
+    """
     if "**" in sentence or "__" in sentence:
         bold = [span for m in _BOLD.finditer(sentence) if _has_plain_number(span := m[1] or m[2])]
         sentence = bold[-1] if bold else sentence
@@ -187,8 +212,10 @@ def choose(sentence: str) -> Match | None:
         if NUMBER.search(outside):
             sentence = outside
     if (reason := _REASON.search(sentence)) and NUMBER.search(sentence, 0, reason.start()):
-        sentence = sentence[: reason.start()]
+        before, sentence = sentence[reason.end() :], sentence[: reason.start()]
     equals = sentence.rfind("=")
+    if equals >= 0 and not NUMBER.search(sentence, equals) and (solved := list(NUMBER.finditer(sentence, 0, equals))):
+        return solved[-1] if not sentence[solved[-1].end() : equals].strip() else None
     if equals >= 0 and NUMBER.search(sentence, equals):
         turns = [m.end() for m in _TURN.finditer(sentence, equals) if NUMBER.search(sentence, m.end())]
         if not turns:
@@ -197,12 +224,34 @@ def choose(sentence: str) -> Match | None:
     matches = list(NUMBER.finditer(sentence))
     if len(matches) <= 1:
         return matches[0] if matches else None
+    turns = [m.end() for m in _SO.finditer(sentence) if m.end() < matches[-1].start()]
+    if turns:
+        sentence = sentence[turns[-1] :]
+        matches = list(NUMBER.finditer(sentence))
+        if len(matches) <= 1:
+            return matches[0] if matches else None
     levels = _levels(sentence, matches)
     matches, levels = _without_breakdown(sentence, matches, levels)
     best = min(levels)
     places = [i for i, level in enumerate(levels) if level == best]
     chosen = places[-1] if best <= 0 else places[0]
+    if len(places) > 1 and best >= 0 and matches[chosen]["body"] in before and (result := _last_result(before)) is not None:
+        computed = [i for i in places if number_value(matches[i]) == result]
+        chosen = computed[-1] if computed else chosen
     return None if _is_ambiguous(sentence, matches, chosen) else matches[chosen]
+
+
+def _last_result(before: str) -> Value | None:
+    """Returns the value of the last `= number` in a text, or None."""
+    at = len(before)
+    for _ in range(3):
+        at = max(before.rfind("=", 0, at), before.rfind("≈", 0, at))
+        if at < 0:
+            return None
+        result = NUMBER.match(clean(before[at + 1 : at + 60]).lstrip(" *&\n"))
+        if result:
+            return number_value(result)
+    return None
 
 
 def _without_breakdown(sentence: str, matches: list[Match], levels: list[int]) -> tuple[list[Match], list[int]]:
@@ -223,6 +272,8 @@ def _right_hand_side(sentence: str, equals: int) -> Match | None:
     between = sentence[matches[0].end() : matches[1].start()]
     if between.strip(" $") in ("+", "-", "*", "/", "x"):
         return None
+    if " or " in between and matches[1]["percent"] and _same(matches[0], matches[1]):
+        return matches[1]
     return None if _is_ambiguous(sentence, matches, 0) else matches[0]
 
 
@@ -237,6 +288,8 @@ def only_number(content: str) -> Match | None:
     `content` is cleaned. One number is the answer whatever stands around it; of `a = b` the right-hand side counts; two bare
     numbers joined by "and", "or" or a comma are no answer unless equal; a sentence is read by `choose`.
     """
+    if "(" in content and NUMBER.search(outside := _PARENTHESES.sub(" ", content)):
+        content = outside
     matches = list(NUMBER.finditer(content))
     if len(matches) == 1:
         return matches[0] if not _is_expression(content) else None

@@ -30,7 +30,7 @@ class _Worker:
 
     def __init__(self, module: str) -> None:
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
-        environment = os.environ | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": ""}
+        environment = os.environ | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
@@ -86,14 +86,13 @@ class _Worker:
         lines = self.errors.read().decode(errors="replace").strip().split("\n")
         return lines[-1][:200]
 
-    def stop(self) -> int:
-        """Kills the process; returns its exit code (negative for a signal)."""
+    def stop(self) -> None:
+        """Kills the process and frees its pipes."""
         self.process.kill()
-        code = self.process.wait()
+        self.process.wait()
         for stream in (self.process.stdin, self.process.stdout, self.errors):
             if stream is not None:
                 stream.close()
-        return code
 
 
 class WorkerPool:
@@ -119,6 +118,8 @@ class WorkerPool:
         waiting = deque(range(len(tasks)))
         try:
             while len(results) < len(tasks):
+                for worker in [w for w in self._workers if w.ready and not w.pending and w.process.poll() is not None]:
+                    self._replace(worker, waiting, results, "")
                 while len(self._workers) < min(self._num_workers, max(1, len(tasks))):
                     self._workers.append(_Worker(self._module))
                 for worker in self._workers:
@@ -145,7 +146,8 @@ class WorkerPool:
                 selector.register(worker.stdout, selectors.EVENT_READ)
                 if worker.unsent:
                     selector.register(worker.stdin, selectors.EVENT_WRITE)
-            busy = [w.since + (self._timeout_s if w.ready else START_TIMEOUT_S) for w in self._workers if w.pending or not w.ready]
+            limits = [(w, self._timeout_s if w.ready else START_TIMEOUT_S) for w in self._workers if w.pending or not w.ready]
+            busy = [worker.since + limit_s for worker, limit_s in limits]
             selector.select(max(0.0, min(busy, default=0.0) - time.monotonic()) + 0.001)
 
     def _collect(self, worker: _Worker, waiting: deque[int], results: dict[int, Any | str]) -> None:
@@ -165,14 +167,11 @@ class WorkerPool:
             self._replace(worker, waiting, results, f"timed out after {self._timeout_s:g} s")
 
     def _replace(self, worker: _Worker, waiting: deque[int], results: dict[int, Any | str], reason: str) -> None:
-        """Drops a dead or hung worker: the task it was at gets the reason, those behind it go back to the front of the queue."""
+        """Drops a dead or hung worker: its first task gets the reason, those behind it go back to the front of the queue."""
         self._workers.remove(worker)
-        worker.process.poll()
-        own_end = worker.process.returncode
-        code = worker.stop()
+        worker.stop()
         if worker.pending:
-            detail = f" ({f'signal {-code}' if code < 0 else f'exit code {code}'})" if reason == "worker crashed" else ""
-            results[worker.pending.popleft()] = reason + (detail if own_end is not None or not detail else detail)
+            results[worker.pending.popleft()] = reason
         waiting.extendleft(reversed(worker.pending))
 
     def _stop_all(self) -> None:
