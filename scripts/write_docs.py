@@ -17,8 +17,8 @@ def render() -> str:
     """Returns the page."""
     parts = [
         "# Options\n\nMade by `make docs` from the config classes. Every option is a flag (dashes or underscores), a key of a "
-        "`--config` file (.toml, .yaml, .json) or preset, and a `key=value` override. Precedence: default, then preset or file, "
-        "then flag or override."
+        "`--config` file (.toml, .yaml, .json) or preset, and a `key=value` override. Precedence: default, then preset or "
+        "file, then flag or override."
     ]
     for name, cls in COMMANDS.items():
         parts.append(f"## `{name}`\n\n{options_table(cls)}")

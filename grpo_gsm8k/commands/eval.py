@@ -48,9 +48,9 @@ def run_eval(resolved: Resolved[EvalConfig], resume: str | None = None, *, prepa
 def evaluate_started(start: Started[EvalConfig], prepare_data: bool) -> None:
     """Does the work of an evaluation inside its run."""
     from grpo_gsm8k.commands.assembly import load_eval_set, open_engine, open_graders, open_tokenizer, open_tracker, render
-    from grpo_gsm8k.loops.evaluate import EvalTask, evaluate
+    from grpo_gsm8k.loops.evaluate import EvalTask, evaluate, journal_name
     from grpo_gsm8k.prompts import load_template
-    from grpo_gsm8k.runs.metrics import MetricsWriter
+    from grpo_gsm8k.runs.metrics import METRICS, MetricsWriter
     from grpo_gsm8k.types import Sampling
 
     run = start.run
@@ -81,10 +81,12 @@ def evaluate_started(start: Started[EvalConfig], prepare_data: bool) -> None:
         )
         outcome = evaluate(run, task, engine, lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)))
     times = outcome.pop("times")
-    metrics.log(0, {**headline_metrics(outcome), **times})
-    metrics.close()
     baseline = publish_rows(start)
+    if not run.read(METRICS):  # a run that was stopped between this and its end has them already
+        metrics.log(0, {**headline_metrics(outcome), **times})
+    metrics.close()
     run.write_json("result.json", {**outcome, "grader_versions": graders.versions, "times": times})
+    (run.path / journal_name(0)).unlink(missing_ok=True)
     click.echo(summary(config, outcome, times))
     click.echo(f"rows    {baseline}")
 
@@ -127,7 +129,8 @@ def summary(config: EvalConfig, outcome: dict[str, Any], times: dict[str, float]
     width = min(shutil.get_terminal_size().columns, 100)
     lines = ["─" * width, f"{config.model_id} on {what}: {outcome['num_problems']} problems, {how}, engine {config.engine}"]
     for name, grader in outcome["graders"].items():
-        low, high = grader["ci95"]
+        degenerate = grader["wilson95"] is not None and grader["ci95"][0] == grader["ci95"][1]
+        low, high = grader["wilson95"] if degenerate else grader["ci95"]  # a bootstrap of equal values says nothing
         counts = "  ".join(f"{status} {grader[status]}" for status in ("correct", "wrong", "unparsed", "error"))
         lines.append(f"  {name:<13} {100 * grader['accuracy']:5.1f} %  [{100 * low:.1f}, {100 * high:.1f}]   {counts}")
     for key, label in (("pass_at_k", "pass@"), ("maj_at_k", "maj@")):

@@ -64,7 +64,7 @@ def evaluate(
 
     Raises: ProofError when a resumed completion differs from the one on disk; what the engine raises.
     """
-    journal = f"eval/step_{step}.partial.jsonl"
+    journal = journal_name(step)
     kept = {line["index"]: _completion(line) for line in run.read(journal)}
     requests = plan_requests(task, step)
     texts: dict[int, str] = {}
@@ -91,10 +91,14 @@ def evaluate(
     run.write_json(f"eval/step_{step}.json", aggregate)
     if not any(line["step"] == step for line in run.read("ledger.jsonl")):
         write_ledger(run, step, _stages(task, rows))
-    (run.path / journal).unlink(missing_ok=True)
     rate = clock["tokens"] / clock["sample_s"] if clock["tokens"] else 0.0
     times = {"time/sample_s": clock["sample_s"], "time/grade_s": clock["grade_s"], "time/tokens_per_s": rate}
     return {**aggregate, "times": times}
+
+
+def journal_name(step: int) -> str:
+    """Returns where in the run completions are kept as they finish; whoever ends the run removes it last."""
+    return f"eval/step_{step}.partial.jsonl"
 
 
 def plan_requests(task: EvalTask, step: int) -> list[Request]:

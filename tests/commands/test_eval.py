@@ -325,3 +325,18 @@ def test_flags_take_dashes_or_underscores_and_dry_run_starts_nothing(tmp_path: P
         assert shown["values"]["max_new_tokens"] == 7
         assert shown["sources"]["template"] == "preset eval-tiny"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_whose_disk_filled_up_at_the_end_goes_on_without_sampling_again(uninterrupted: Path, tmp_path: Path) -> None:
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts" / "baselines").write_text("a file where a folder should be")
+    failed = run_here(tmp_path, *SAMPLED)
+    assert failed.returncode == 1
+    assert "cannot write" in failed.stderr
+    (tmp_path / "artifacts" / "baselines").unlink()
+    done = run_here(tmp_path, "--resume", "latest")
+    assert done.returncode == 0, done.stderr
+    path = only_run(tmp_path)
+    assert "384 of 384 completions are on disk" in (path / "run.log").read_text()
+    assert len(list(read_lines(path / "metrics.jsonl"))) == 1
+    assert (path / "eval/step_0.jsonl").read_bytes() == (uninterrupted / "eval/step_0.jsonl").read_bytes()
