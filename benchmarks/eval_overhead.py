@@ -28,7 +28,7 @@ import transformers
 
 from grpo_gsm8k.commands.assembly import open_graders
 from grpo_gsm8k.data.word_problems import generate
-from grpo_gsm8k.engines.loading import load_model
+from grpo_gsm8k.engines.loading import load_model, load_tokenizer
 from grpo_gsm8k.engines.transformers import TransformersEngine
 from grpo_gsm8k.loops.evaluate import EvalTask, evaluate, plan_batches, plan_requests
 from grpo_gsm8k.prompts import render_batch
@@ -50,6 +50,18 @@ def bare(model: Any, tokenizer: Any, task: EvalTask) -> int:
     return len(texts)
 
 
+def random_model(hidden: int) -> str:
+    """Returns the folder of a random Qwen2 with tiny's tokenizer."""
+    folder = tempfile.mkdtemp()
+    load_tokenizer("tiny").save_pretrained(folder)
+    config = load_model("tiny", device="cpu").config
+    config.update({"hidden_size": hidden, "intermediate_size": 4 * hidden, "num_hidden_layers": 6, "num_attention_heads": 8})
+    config.update({"num_key_value_heads": 8, "layer_types": None})
+    torch.manual_seed(0)
+    transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**config.to_dict())).save_pretrained(folder)
+    return folder
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -57,11 +69,13 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--hidden", type=int, help="a random model of this width and 6 layers (512: 25 M) in place of tiny")
     args = parser.parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
-    engine = TransformersEngine("tiny", device="cpu", batch_size=args.batch_size)
-    model, tokenizer = load_model("tiny", device="cpu"), engine.tokenizer
+    model_id = "tiny" if args.hidden is None else random_model(args.hidden)
+    engine = TransformersEngine(model_id, device="cpu", batch_size=args.batch_size)
+    model, tokenizer = load_model(model_id, device="cpu"), engine.tokenizer
     problems = generate("val", args.num_problems, 0)
     prompts = render_batch(tokenizer, problems, template="question")
     sampling = Sampling(max_tokens=args.max_tokens)
@@ -90,9 +104,8 @@ def main() -> None:
                 if number > 0:
                     seconds[name].append(time.perf_counter() - began)
     median = {name: statistics.median(values) for name, values in seconds.items()}
-    print(
-        f"tiny, {args.num_problems} problems, batches of {args.batch_size}, at most {args.max_tokens} tokens, greedy, 1 thread,"
-    )
+    size = f"{engine.describe()['num_parameters']:,} parameters, {args.num_problems} problems in batches of {args.batch_size}"
+    print(f"{size}, at most {args.max_tokens} tokens, greedy, 1 thread,")
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, medians of {args.runs} alternating runs\n")
     print("| what | s | of model.generate |\n|---|---|---|")
     for name, value in median.items():

@@ -14,6 +14,9 @@ from typing import Any
 from grpo_gsm8k.errors import StorageError
 
 
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
 def storage_error(path: Path, error: OSError) -> StorageError:
     """Returns the one-line failure for an OSError at `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -58,7 +61,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def json_line(value: Any) -> bytes:
     """Returns one JSON line; the same value gives the same bytes on every machine."""
-    return json.dumps(value, ensure_ascii=False, separators=(", ", ": ")).encode("utf-8", errors="backslashreplace") + b"\n"
+    return _encode(value).encode("utf-8", errors="backslashreplace") + b"\n"
 
 
 class JsonlAppender:
