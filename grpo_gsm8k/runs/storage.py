@@ -13,7 +13,6 @@ from typing import Any
 
 from grpo_gsm8k.errors import StorageError
 
-
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
