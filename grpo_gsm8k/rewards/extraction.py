@@ -6,17 +6,18 @@ kind the last counts. What is left out first: an invented next turn or question,
 - Thinking: what follows `</think>` is read. Where nothing follows, or a `<think>` is never closed, only a mark or an
   "answer is" statement inside the thinking counts, never just its last number.
 - `<answer>` without an end is read to the end of the text. Its content is read by the same rules.
-- A check, a note or an explanation after the answer is left out, unless a new conclusion ("So …") follows it.
-- A text that stops in the middle of a calculation (`= 3 +`), or ends by saying that it cannot be solved, has no answer.
+- A check, a note, a breakdown or an aside after the answer is left out, and without a mark a text that was cut off has no
+  answer (`rewards.endings`); nor has one that ends by saying that it cannot be solved.
 """
 
 from __future__ import annotations
 
 import re
 
+from grpo_gsm8k.rewards.endings import CHECK, CONCLUSION, DIGIT, is_truncated, split_sentences, without_afterthought
 from grpo_gsm8k.rewards.marks import HASH_HEADING, MAX_SEGMENT_CHARS, Reading, boxes, read_box, read_hash, read_segment
 from grpo_gsm8k.rewards.numbers import NUMBER, clean
-from grpo_gsm8k.rewards.statements import is_truncated, spelled_number
+from grpo_gsm8k.rewards.spelled import spelled_number
 
 _TURN_END = re.compile(
     r"<\|(?:im_end|endoftext|eot_id|im_start|end|end_of_text|start_header_id)\|>|</s>|<eos>|<end_of_turn>"
@@ -41,43 +42,16 @@ _NO_CUE_AFTER = re.compile(
     r"(?:correct|right|wrong|not|reasonable|incorrect|consistent|verified|confirmed|given|found|obtained|in the)\b", re.I
 )
 _STRONG_BEFORE = re.compile(r"(?:final\s+|^[\s*#>_]*|\n[\s*#>_]*(?:the\s+)?)$", re.I)
-_SENTENCE_START = r"(?:^|\n|[.!?)]\*{0,2}\s{1,4})[\s*#>_(-]{0,12}"
-_CONCLUSION = re.compile(
-    _SENTENCE_START + r"(?:Therefore|Thus|Hence|So|In conclusion|In total|Consequently|As a result|Overall)\b"
-)
-_CHECK = re.compile(
-    _SENTENCE_START
-    + r"(?:(?:now,? )?let(?:'s|’s| me| us)(?: now| quickly)? (?:verify|check|double)|verif(?:ication|y)|check(?:ing)?\b"
-    r"|to (?:verify|check|double)|double[- ]check|we can (?:also )?(?:verify|check|confirm)|proof\b"
-    r"|(?P<aside>(?:please )?note\b|notice\b|i hope|hope this|let me know|remember\b|if you (?:have|need|want|would|like)"
-    r"|feel free|would you|confidence\b)"
-    r"|(?P<why>explanation|reasoning|justification|this is because|here's (?:why|how)|rationale))",
-    re.I,
-)
-_SENTENCE = re.compile(r"(?<=[.!?])(?:\*\*|[\"')\]])*\s+(?=[A-Z\"'*(\\$#✓✅])")
-_ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|vs|approx|Rs|No|i\.e|e\.g|a\.m|p\.m|etc)\.$")
 _BULLET = re.compile(r"\s*(?:>\s*)*(?:[-*•+]\s+|\(?[0-9]{1,2}[.)]\s+(?=\S))?(?:#{1,6}\s*)?")
 _LIST_ITEM = re.compile(r"\s*(?:[-*•]|[0-9]{1,2}[.)])\s")
 _BULLET_ONLY = re.compile(r"\s*[0-9]{1,2}[.)]\s*$")
 _REFUSED = re.compile(
     r"\b(?:cannot|can't|can not|unable to|impossible to) (?:be )?(?:solve|determine|answer|calculate|find|give)", re.I
 )
-_DIGIT = re.compile(r"[0-9０-９]")
 _GOES_ON = re.compile(r"\**\s*(?:[-+*/=x]\s*[$0-9]|[a-z/ $]{0,20}[=*])|\s*(?:or|and)\s+\$?[0-9]")
 _IS_THE_ANSWER = re.compile(
     r"([$€£]?-?[0-9][0-9.,/]*%?(?: [a-z]+)?) is (?:therefore |thus )?(?:the|our|my) (?:final |correct |right )?$"
 )
-
-
-def _sentences(line: str) -> list[str]:
-    parts: list[str] = []
-    begin = 0
-    for gap in _SENTENCE.finditer(line):
-        if not _ABBREVIATION.search(line[max(begin, gap.start() - 8) : gap.start()]):
-            parts.append(line[begin : gap.start()] + line[gap.start() : gap.end()].rstrip())
-            begin = gap.end()
-    parts.append(line[begin:])
-    return parts
 
 
 def _from_cue(text: str) -> Reading | None:
@@ -100,9 +74,9 @@ def _from_cue(text: str) -> Reading | None:
             continue
         if not _STRONG_BEFORE.search(before):
             rest = body[used:]
-            later = _CONCLUSION.search(rest)
-            goes_on = later.end() if later and _DIGIT.search(rest, later.end()) else rest.rfind("=")
-            if goes_on >= 0 and _DIGIT.search(rest, goes_on) and not _CHECK.search(rest[:goes_on]):
+            later = CONCLUSION.search(rest)
+            goes_on = later.end() if later and DIGIT.search(rest, later.end()) else rest.rfind("=")
+            if goes_on >= 0 and DIGIT.search(rest, goes_on) and not CHECK.search(rest[:goes_on]):
                 return _last_statement(rest) or reading
         return reading
     return None
@@ -110,7 +84,7 @@ def _from_cue(text: str) -> Reading | None:
 
 def _cue_body(body: str, stated: bool) -> tuple[Reading | None, int]:
     paragraph, _, _ = body.partition("\n\n")
-    if not _DIGIT.search(paragraph) and not spelled_number(paragraph[:60], whole=stated):
+    if not DIGIT.search(paragraph) and not spelled_number(paragraph[:60], whole=stated):
         rest = body[len(paragraph) :].lstrip()
         if not rest or (paragraph.strip() and not paragraph.rstrip().endswith((":", "\\[", "$$", "**"))):
             return None, 0
@@ -119,9 +93,9 @@ def _cue_body(body: str, stated: bool) -> tuple[Reading | None, int]:
     lines = [line for line in paragraph.split("\n") if line.strip()]
     if len(lines) > 1 and _LIST_ITEM.match(lines[0]) and _LIST_ITEM.match(lines[1]):
         return _last_statement(body), len(body)
-    sentences = [s for line in lines for s in _sentences(line)]
+    sentences = [s for line in lines for s in split_sentences(line)]
     for i, sentence in enumerate(sentences):
-        if not _DIGIT.search(sentence):
+        if not DIGIT.search(sentence):
             reading = read_segment(sentence, "answer statement", explicit=i == 0 and len(sentence) < 40)
             if reading:
                 return reading, used
@@ -131,7 +105,7 @@ def _cue_body(body: str, stated: bool) -> tuple[Reading | None, int]:
         first = NUMBER.match(cleaned)
         if stated and first and not _GOES_ON.match(cleaned[first.end() :]):
             return Reading(first, None, first[0].strip(), "answer statement"), spent
-        if not first and (len(sentences) - i > 2 or "=" in sentence or _CONCLUSION.search(paragraph)):
+        if not first and (len(sentences) - i > 2 or "=" in sentence or CONCLUSION.search(paragraph)):
             return _last_statement(paragraph), used
         if _BULLET_ONLY.match(sentence) and i + 1 < len(sentences):
             continue
@@ -139,39 +113,9 @@ def _cue_body(body: str, stated: bool) -> tuple[Reading | None, int]:
     return None, 0
 
 
-def _may_hold_check(t: str) -> bool:
-    """Returns whether `_CHECK` can match; written out because a loop or a regex over the hints takes five times as long."""
-    return (
-        ("heck" in t or "erif" in t or "ote" in t or "otice" in t or "ope " in t or "et me" in t or "roof" in t)
-        or ("ecause" in t or "xplan" in t or "easoning" in t or "ustif" in t or "ational" in t or "ere's" in t or "here’s" in t)
-        or ("member" in t or "f you" in t or "eel free" in t or "ould you" in t or "onfid" in t)
-    )
-
-
-def _line_end(text: str, at: int) -> int:
-    end = text.find("\n", at)
-    return len(text) if end < 0 else end
-
-
-def _without_check(text: str) -> str:
-    """Returns `text` up to a closing check, note or explanation, unless a new conclusion follows that."""
-    for check in _CHECK.finditer(text):
-        head = text[: check.start() + 1]
-        if not _DIGIT.search(head) or (check["why"] and len(head) > 200):
-            continue
-        if check["aside"] and _DIGIT.search(text, _line_end(text, check.end())):
-            continue
-        later = [m.end() for m in _CONCLUSION.finditer(text, check.end())]
-        if later and _DIGIT.search(text, later[-1]):
-            continue
-        return head
-    return text
-
-
 def _last_statement(text: str) -> Reading | None:
     """Returns the answer in the last sentence that holds a number, checks and notes at the end left out."""
-    if _may_hold_check(text):
-        text = _without_check(text)
+    text = without_afterthought(text)
     end = len(text)
     newest = True
     for _ in range(60):
@@ -183,11 +127,11 @@ def _last_statement(text: str) -> Reading | None:
         if not line.strip():
             continue
         bullet = _BULLET.match(line)
-        sentences = _sentences(line[bullet.end() if bullet else 0 :][-MAX_SEGMENT_CHARS:])
+        sentences = split_sentences(line[bullet.end() if bullet else 0 :][-MAX_SEGMENT_CHARS:])
         for sentence in reversed(sentences):
             if ("can" in sentence or "nable" in sentence or "imposs" in sentence) and _REFUSED.search(sentence):
                 return None
-            if newest or _DIGIT.search(sentence):
+            if newest or DIGIT.search(sentence):
                 before = text[: text.rfind(sentence, 0, start + len(line))]
                 reading = read_segment(sentence, "last statement", explicit=False, before=before)
                 if reading:

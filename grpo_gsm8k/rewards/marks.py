@@ -12,7 +12,8 @@ import re
 from typing import NamedTuple
 
 from grpo_gsm8k.rewards.numbers import MAX_NUMBER_CHARS, NUMBER, clean
-from grpo_gsm8k.rewards.statements import choose, only_number, spelled_number
+from grpo_gsm8k.rewards.spelled import spelled_number
+from grpo_gsm8k.rewards.statements import choose, join_units, only_number
 
 MAX_SEGMENT_CHARS = 2000
 
@@ -43,6 +44,8 @@ def read_segment(segment: str, place: str, explicit: bool, before: str = "") -> 
     if explicit and len(segment) < MAX_NUMBER_CHARS and (match := NUMBER.fullmatch(segment)):
         return Reading(match, None, segment, place)
     text = clean(segment[:MAX_SEGMENT_CHARS]).strip()
+    if " " in text:
+        text = join_units(text, before)
     match = only_number(text.strip("* .$")) if explicit else choose(text, before)
     if match is not None:
         return Reading(match, None, match[0].strip(), place)

@@ -1,7 +1,7 @@
 """`numeric`: does the number that a completion gives as its answer equal the gold?
 
-Where the answer stands: `rewards.extraction`. Which number of a sentence it is: `rewards.statements`. What equals what:
-`rewards.numbers`. Each module's docstring states its rules.
+Where the answer stands: `rewards.extraction`, `rewards.marks` and `rewards.endings`. Which number of a sentence it is:
+`rewards.statements` and `rewards.levels`. What equals what: `rewards.numbers`. Each module's docstring states its rules.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class NumericGrader(InProcessGrader):
     """Reads `<answer>` → `\\boxed{}` → `####` → "the answer is" → the last statement, and compares exactly."""
 
     name = "numeric"
-    version = "1"
+    version = "2"
 
     def grade(self, completion: str, gold: str) -> Score:
         """Returns the score of one completion; `error` only where `gold` itself is no number."""

@@ -4,13 +4,17 @@ A final sentence often holds several numbers ("She makes $18 per day for 5 days,
 
 1. Bold: where bold spans hold a number that is no label, only the last such span is read.
 2. Parentheses are left out where a number stands outside them.
-3. Equality: what follows the last `=` (or `≈`, `→`), its first number; but a later "so", "thus" or "for a total of" wins.
-4. Every number has a level: -1 after "a total of"; 0 plain; 1 in a modifier ("for 5 days", "out of 20", "than 5", "at $2 each",
-   "3-egg", "to reach 100", "because …"); 2 as a label ("Step 3", "Day 5"). The lowest level present wins; of several at one
-   level, the last at level 0 or below, else the first; but where that one was there before, the last computed (`= 98`).
-   Of "X, so Y" only Y is read.
-5. What follows a colon or "i.e." after a plain number details or restates it ("72 clips: 48 in April and 24 in May").
-6. Two alternatives ("18 or 20", "between 18 and 20") are no answer unless they are equal.
+3. ", which is 21 more than James" or ", which is 60% of the class" at the end is the answer, unless what stands before it is
+   the result that was computed.
+4. Equality: what follows the last `=` (or `≈`, `→`; "60 divided by 3 gives"), its first number; but a later "so", "thus" or
+   "for a total of" wins.
+5. Every number has a level (`rewards.levels`). The lowest level present wins; of several at one level, the last at level 0 or
+   below, else the first; but where that one was there before, the last computed (`= 98`). Of "X, so Y" only Y is read. Operands
+   alone ("7 * 5") are no answer.
+6. What follows a colon or "i.e." after a plain number details or restates it ("72 clips: 48 in April and 24 in May").
+7. Two alternatives ("18 or 20", "between 18 and 20") are no answer unless they are equal; of "4/20 or 20%" the
+   percentage is read.
+8. "2 hours and 40 minutes" is one number, 160 (`join_units`).
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from __future__ import annotations
 import itertools
 import re
 
+from grpo_gsm8k.rewards.levels import OPERAND, number_levels, words_left
 from grpo_gsm8k.rewards.numbers import NUMBER, Value, clean, number_value
 
 Match = re.Match[str]
@@ -26,6 +31,7 @@ _BOLD = re.compile(r"\*\*(?!\s)([^*\n]+)\*\*|__(?!\s)([^_\n]+)__")
 _PARENTHESES = re.compile(r"\([^()]*\)")
 _TURN = re.compile(
     r",?\s(?:(?:so|therefore|thus|hence|giving|leaving|making|meaning|which (?:means|gives|equals|leaves|makes)"
+    r"|which\b[^,.;=0-9]{1,30}(?:[0-9]+[^,.;=0-9]{0,30})?\s(?:is|gives|leaves|makes) (?=[$]?[0-9])"
     r"|(?:which )?round(?:s|ed|ing)? (?:up |down |off )?to)\b|for a (?=total of)"
     r"|which is (?=(?:about )?[$]?[0-9][0-9.,]*%?(?! (?:[a-z]+ )?"
     r"(?:more|less|fewer|times|greater|higher|lower|of|out|half)\b)))"
@@ -33,144 +39,31 @@ _TURN = re.compile(
 _SO = re.compile(
     r",\s(?:and\s)?(?:so|therefore|thus|hence|giving|making|meaning|which (?:means|gives|equals|makes|leaves))\b"
     r"|\bfor a (?=total of)|\sso (?=(?:he|she|it|they|the|there|we|you|each|his|her)\b|\$|\*)"
+    r"|[a-z],?\s(?:that's|it's) (?=[$]?[0-9][0-9.,]*%?(?! (?:[a-z]+ )?(?:more|less|fewer|times|of|out|half)\b))"
 )
-_MODIFIER = frozenset(
-    "per every each in for after over within during at with from before since until between on across through using without "
-    "past among amongst versus vs than around by above below under beyond".split()
+_CALCULATED = re.compile(
+    r"\b(?i:divid(?:ed|ing|e)|multipl(?:ied|ying|y)|add(?:ed|ing)?|subtract(?:ed|ing)?|split(?:ting)?|plus|minus|times"
+    r"|(?:sum|difference|product|average) (?:of|between))\b(?=[^=;.]{0,40}[0-9])[^=;]{0,80}?"
+    r"\s(?:is|gives|equals|makes|leaves|yields|get|(?:is )?equals? to|equals to|results? in)(?: (?:us|you|him|her|them))?"
+    r"\s(?=(?:a total of )?[$]?[0-9])(?![$]?[0-9][0-9.,]* (?:[a-z]+ )?(?:more|less|fewer|times|than)\b)"
 )
-_MODIFIER_OF_NOUN = frozenset(
-    "in for after over within during at from before since until than per every among across of with on all both "
-    "twice double triple half".split()
+_COMPARED_LAST = re.compile(
+    r",\swhich (?:is|was) (?P<number>(?:about |exactly )?[$]?[0-9][0-9.,]*(?:%? (?:[a-z]+ )?(?:more|less|fewer)\b"
+    r"|% of (?:the|his|her|their|its|all)\b))[^,;=0-9]*$"
 )
-_FILLER = frozenset(
-    "the all next first last those these his her their its about approximately only a an another exactly original remaining "
-    "other just some roughly around nearly almost previous following initial whole entire full same coming more both".split()
+_SMALLER = {
+    "week": {"day": 7}, "day": {"hour": 24}, "hour": {"minute": 60}, "minute": {"second": 60}, "year": {"month": 12},
+    "foot": {"inch": 12}, "feet": {"inch": 12}, "yard": {"feet": 3, "foot": 3}, "pound": {"ounce": 16},
+}  # fmt: skip
+_COMPOUND = re.compile(
+    r"\b(?P<large>[0-9]{1,4})[ -]{1,6}(?P<unit>week|day|hour|minute|year|foot|feet|yard|pound)s?(?: {1,6}and)? {1,6}"
+    r"(?P<small>[0-9]{1,3})[ -]{1,6}(?P<part>day|hour|minute|second|month|inch|feet|foot|ounce)(?P<plural>e?s)?\b"
+    r"(?! (?:a|an|per|each|every)\b)"
 )
-_LABEL = frozenset(
-    "step day week month year part option question problem case equation chapter room no number version method example "
-    "scenario round phase section page line group person level".split()
-)
-_VERB_FOR = frozenset("run runs ran last lasts lasted sell sells sold enough sleeps slept".split())
-_LEFT_WITH = frozenset("left end ends ended up remains remaining leaves leaving comes came".split())
-_UNIT_RATE = re.compile(
-    r"[^,;=]{0,25}?\b(?:each|apiece)\b|-[A-Za-z]|(?:st|nd|rd|th)\b|[^,;=0-9]{0,3}\s*of\s+(?:the\s+|\$)?[0-9]"
-    r"|\s+times (?:as|more|the|larger|bigger|older|that|what|less|fewer)\b"
-)
-_PERCENT_OF = re.compile(
-    r"\s*(?:of|off)\b(?!\s+(?:the|his|her|their|all|its|a|an|students|people)\b)"
-    r"|\s*(?:off|discount|tax|tip|increase|decrease|interest)\b"
-)
-_NEEDS_TO = "needs need has have had able going wants used likely gets expected managed ready decided got".split()
-_OPENER = re.compile(
-    r"\b(?:because|since|if|when|given|assuming|compared|considering|based on|instead of|rather than|not|unlike|out of"
-    r"|averaging|including|excluding|of which|who (?:has|had|is|was|gets|got)|as"
-    r"|(?:after|before) (?:he|she|they|it|[A-Z][a-z]+)|(?:after|before|by|from) [a-z]+ing"
-    r"|which (?:is|was|are|were) (?:about |exactly |only )?[$]?[0-9][0-9.,]*%? ?(?:[a-z]+ )?"
-    r"(?:more|less|fewer|times|greater|higher|lower|of|out|half)"
-    rf"|{''.join(f'(?<!{word} )' for word in _NEEDS_TO)}"
-    r"to (?!a\b|the\b|be\b|about\b|equal\b|total\b|"
-    r"(?:get|give|leave|obtain|have|find) \$?[0-9]|\$|[0-9])[a-z]+)\b"
-)
-_CLAUSE_END = re.compile(r"[,;:=]\s|\.\s")
-_PHRASE_END = re.compile(r"[,;:=]\s|\.\s|\s(?:he|she|they|it|we|you|there)(?:'d|'ll|'s)?\s")
-_OPENING_CLAUSE = re.compile(
-    r"\W*(?:(?:So|Thus|Therefore|Hence),? )?(?:[Ff]or|[A-Z][a-z]+ing"
-    r"|With|Since|Because|If|When|Given|After|Before|As|At|In|On|By)\b"
-)
-_COMPARED = re.compile(r"(?:\s[a-z]+)?\s(?:more|less|fewer|greater|higher|lower|older|younger|[a-z]+er) than\b")
 _REASON = re.compile(r",?\s(?:because|since)\s+(?=[$(]?[0-9])(?![^,]*,\s)")
 _RESTATED = re.compile(r"\bi\.e\b|\bin other words\b|\bthat is,")
 _ALTERNATIVE = re.compile(r"\s*(?:[A-Za-z$]+\s+){0,3}or\s+(?:[a-z]+\s+){0,2}\$?\s*")
 _BARE_JOIN = re.compile(r"\s*(?:\*\*)?\s*(?:and|or|,|&|to|;)\s*(?:\*\*)?\s*\$?\s*")
-_TRUNCATED = re.compile(r"(?:[-+/=(×÷]|\s[*$])\s*$")
-
-_UNITS = dict(
-    zip(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-        "eighteen nineteen".split(),
-        range(20),
-        strict=True,
-    )
-)
-_TENS = {name: 10 * i for i, name in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2)}
-_SPELLED_WORD = "|".join(sorted([*_UNITS, *_TENS, "hundred", "thousand", "million"], key=len, reverse=True))
-_SPELLED = re.compile(
-    rf"\b(?:negative |minus )?(?:a (?=hundred|thousand|million))?"
-    rf"(?:{_SPELLED_WORD})(?:(?:-|\s+(?:and\s+)?)(?:{_SPELLED_WORD}))*\b",
-    re.I,
-)
-_STATED = re.compile(
-    r"(?:\b(?:is|are|was|were|be|has|have|had|needs?|leaves?|left|gets?|makes?|of|with|remaining|bought|sold|takes?|took)|[=:])\s+"
-    r"(?:only |exactly |now |a total of )?\**$",
-    re.I,
-)
-_ZERO_WORDS = re.compile(r"\W*(?:none|nothing|no (?:\w+ )?(?:left|remaining)?|nobody)\W*", re.I)
-
-
-def _words_left(text: str, start: int) -> list[str]:
-    return text[max(0, start - 48) : start].lower().replace("*", " ").replace("(", " ").split()[-4:]
-
-
-def _level(text: str, match: Match) -> int:
-    """Returns how much of an answer this number looks like: -1 best, 0 plain, 1 modifier, 2 label."""
-    words = _words_left(text, match.start())
-    money = "$" in match[0] or "€" in match[0] or "£" in match[0]
-    end = match.end()
-    after = text[end : end + 40]
-    if words:
-        last = words[-1].rstrip("#")
-        if last in _LABEL or (words[-1].endswith("#") and not last):
-            return 2
-        if last == "total" or (last == "of" and words[-2:-1] in (["total"], ["sum"], ["profit"], ["average"])):
-            return 1 if "out" in words else -1
-        if last == "the" and not money:
-            return 2
-        near = len(words) - 1
-        while near > 0 and (words[near] in _FILLER or words[near].endswith(("'s", "'"))):
-            near -= 1
-        noun = near < len(words) - 1
-        head = words[near]
-        if head in _MODIFIER or (noun and head in _MODIFIER_OF_NOUN):
-            if head == "with" and near > 0 and words[near - 1] in _LEFT_WITH:
-                return 0
-            if head == "for" and near > 0 and words[near - 1] in _VERB_FOR:
-                return 0
-            if head == "by" or (money and head in ("for", "with", "in", "over")):
-                return 1 if _UNIT_RATE.match(after) else 0
-            return 1
-        if (
-            head == "of"
-            and near > 0
-            and (words[near - 1] in ("out", "short", "instead") or (noun and words[-1] in ("the", "original")))
-        ):
-            return 1
-        if head == "of" and near > 1 and words[near - 1] in ("rate", "speed", "price", "cost") and "at" in words:
-            return 1
-    if after and (_UNIT_RATE.match(after) or (match["percent"] and _PERCENT_OF.match(after))):
-        return 1
-    return 0
-
-
-def _levels(text: str, matches: list[Match]) -> list[int]:
-    levels = [_level(text, match) for match in matches]
-    if len(matches) == 1:
-        return levels
-    for opener in _OPENER.finditer(text):
-        is_phrase = opener[0].startswith("to ") or opener[0].endswith("ing")
-        clause_end = (_PHRASE_END if is_phrase else _CLAUSE_END).search(text, opener.end())
-        stop = clause_end.start() if clause_end else len(text)
-        if opener[0].startswith("to ") and not any(m.start() < opener.start() for m in matches):
-            continue
-        for i, match in enumerate(matches):
-            if opener.start() <= match.start() < stop and levels[i] < 1:
-                levels[i] = 1
-    comma = text.find(", ")
-    if comma >= 0 and _OPENING_CLAUSE.match(text):
-        levels = [2 if match.start() < comma else level for match, level in zip(matches, levels, strict=True)]
-    for i in range(1, len(matches)):
-        if "," in text[matches[i - 1].end() : matches[i].start()] and _COMPARED.match(text, matches[i].end()):
-            levels[i] = max(levels[i], 1)
-    return levels
 
 
 def _same(a: Match, b: Match) -> bool:
@@ -184,17 +77,33 @@ def _same(a: Match, b: Match) -> bool:
     return right == left * 100 if b["percent"] else left == right * 100
 
 
-def _is_ambiguous(text: str, matches: list[Match], chosen: int) -> bool:
+def _is_ambiguous(text: str, matches: list[Match], levels: list[int], chosen: int) -> bool:
     """Returns whether the chosen number is one of two different alternatives."""
     for first, second in ((chosen - 1, chosen), (chosen, chosen + 1)):
-        if first < 0 or second >= len(matches):
+        if first < 0 or second >= len(matches) or OPERAND in (levels[first], levels[second]):
             continue
         between = text[matches[first].end() : matches[second].start()]
         if _ALTERNATIVE.fullmatch(between) and not _same(matches[first], matches[second]):
             return True
-        if between.strip() == "and" and _words_left(text, matches[first].start())[-1:] == ["between"]:
+        if between.strip() == "and" and words_left(text, matches[first].start())[-1:] == ["between"]:
             return True
     return False
+
+
+def join_units(text: str, before: str = "") -> str:
+    """Returns `text` with "2 hours and 30 minutes" as "150 minutes", or as "2.5 hours" where only 2.5 stands in `before`."""
+
+    def joined(match: Match) -> str:
+        ratio = _SMALLER[match["unit"]].get(match["part"])
+        if ratio is None or int(match["small"]) >= ratio:
+            return match[0]
+        small = int(match["large"]) * ratio + int(match["small"])
+        large = f"{small / ratio:g}"
+        in_small = re.search(rf"(?<![0-9.,]){small}(?![0-9])", before) is not None
+        in_large = re.search(rf"(?<![0-9.]){re.escape(large)}(?![0-9])", before) is not None
+        return f"{large} {match['unit']}s" if in_large and not in_small else f"{small} {match['part']}{match['plural'] or ''}"
+
+    return _COMPOUND.sub(joined, text)
 
 
 def choose(sentence: str, before: str = "") -> Match | None:
@@ -211,6 +120,13 @@ def choose(sentence: str, before: str = "") -> Match | None:
         outside = _PARENTHESES.sub(" ", sentence)
         if NUMBER.search(outside):
             sentence = outside
+    if ", which " in sentence and (compared := _COMPARED_LAST.search(sentence)) and "=" not in sentence:
+        stated = list(NUMBER.finditer(sentence, 0, compared.start()))
+        difference = NUMBER.search(sentence, compared.start("number"))
+        if difference and not (stated and _is_the_result(stated[-1], difference, before)):
+            return difference
+    if "=" not in sentence and (calculated := list(_CALCULATED.finditer(sentence))):
+        sentence = f"{sentence[: calculated[-1].end()]}= {sentence[calculated[-1].end() :]}"
     if (reason := _REASON.search(sentence)) and NUMBER.search(sentence, 0, reason.start()):
         before, sentence = sentence[reason.end() :], sentence[: reason.start()]
     equals = sentence.rfind("=")
@@ -224,21 +140,34 @@ def choose(sentence: str, before: str = "") -> Match | None:
     matches = list(NUMBER.finditer(sentence))
     if len(matches) <= 1:
         return matches[0] if matches else None
-    turns = [m.end() for m in _SO.finditer(sentence) if m.end() < matches[-1].start()]
+    turns = [m.end() for m in _SO.finditer(sentence) if m.end() <= matches[-1].start()]
     if turns:
         sentence = sentence[turns[-1] :]
         matches = list(NUMBER.finditer(sentence))
         if len(matches) <= 1:
             return matches[0] if matches else None
-    levels = _levels(sentence, matches)
+    levels = number_levels(sentence, matches)
     matches, levels = _without_breakdown(sentence, matches, levels)
     best = min(levels)
+    if best == OPERAND:
+        return None
     places = [i for i, level in enumerate(levels) if level == best]
     chosen = places[-1] if best <= 0 else places[0]
     if len(places) > 1 and best >= 0 and matches[chosen]["body"] in before and (result := _last_result(before)) is not None:
         computed = [i for i in places if number_value(matches[i]) == result]
         chosen = computed[-1] if computed else chosen
-    return None if _is_ambiguous(sentence, matches, chosen) else matches[chosen]
+    if _is_ambiguous(sentence, matches, levels, chosen):
+        return None
+    return _as_percent(sentence, matches, chosen)
+
+
+def _as_percent(text: str, matches: list[Match], chosen: int) -> Match:
+    """Returns the percentage where the chosen number is also given as one ("4/20 or 20% of them")."""
+    first = matches[chosen]
+    if chosen + 1 == len(matches) or first["percent"] or not (second := matches[chosen + 1])["percent"]:
+        return first
+    joined = _ALTERNATIVE.fullmatch(text[first.end() : second.start()].replace(",", "")) and _same(first, second)
+    return second if joined else first
 
 
 def _last_result(before: str) -> Value | None:
@@ -254,10 +183,19 @@ def _last_result(before: str) -> Value | None:
     return None
 
 
+def _is_the_result(stated: Match, difference: Match, before: str) -> bool:
+    """Returns whether `stated`, and not `difference`, is what was computed before."""
+    if (result := _last_result(before)) is not None and result == number_value(difference):
+        return False
+    return re.search(rf"=[\s$*]*{re.escape(stated['body'])}(?![0-9.,]*[0-9])", before) is not None
+
+
 def _without_breakdown(sentence: str, matches: list[Match], levels: list[int]) -> tuple[list[Match], list[int]]:
     """Leaves out what only details or restates a number: "72 clips: 48 in April and 24 in May", "$27, i.e. $9 each"."""
     colon = sentence.find(": ")
     restated = _RESTATED.search(sentence)
+    if restated and matches[-1]["percent"] and matches[-2].end() <= restated.start() and _same(matches[-2], matches[-1]):
+        return [matches[-1]], [0]
     for cut, needed in ((colon, 2), (restated.start() if restated else -1, 1)):
         before = sum(match.start() < cut for match in matches)
         if cut >= 0 and before and min(levels[:before]) < 1 and len(matches) - before >= needed:
@@ -274,12 +212,12 @@ def _right_hand_side(sentence: str, equals: int) -> Match | None:
         return None
     if " or " in between and matches[1]["percent"] and _same(matches[0], matches[1]):
         return matches[1]
-    return None if _is_ambiguous(sentence, matches, 0) else matches[0]
+    return None if _is_ambiguous(sentence, matches, [0] * len(matches), 0) else matches[0]
 
 
 def _has_plain_number(span: str) -> bool:
     matches = list(NUMBER.finditer(span))
-    return bool(matches) and (min(_levels(span, matches)) < 2)
+    return bool(matches) and (min(number_levels(span, matches)) < 2)
 
 
 def only_number(content: str) -> Match | None:
@@ -307,36 +245,3 @@ def only_number(content: str) -> Match | None:
 
 def _is_expression(content: str) -> bool:
     return "\\sqrt" in content or "\\pi" in content
-
-
-def spelled_number(text: str, whole: bool) -> tuple[str, int] | None:
-    """Returns the words and value of a spelled-out number, or None.
-
-    With `whole`, `text` is an explicit answer and its last spelled number counts (also `none`, which is 0); otherwise only one
-    that is stated ("has twenty-five apples", "is zero"), so that "both of the two girls" is no answer.
-    """
-    if whole and _ZERO_WORDS.fullmatch(text):
-        return text.strip(), 0
-    whole = whole or _SPELLED.fullmatch(text.strip(" .*\n")) is not None
-    found = [m for m in _SPELLED.finditer(text) if whole or _STATED.search(text[max(0, m.start() - 40) : m.start()])]
-    return (found[-1][0], _spelled_value(found[-1][0])) if found else None
-
-
-def _spelled_value(words: str) -> int:
-    total, current, sign = 0, 0, 1
-    for word in re.split(r"[\s-]+", words.lower()):
-        if word in ("negative", "minus"):
-            sign = -1
-        elif word in _UNITS or word in _TENS:
-            current += _UNITS.get(word, _TENS.get(word, 0))
-        elif word == "hundred":
-            current = max(current, 1) * 100
-        elif word in ("thousand", "million"):
-            total += max(current, 1) * (1000 if word == "thousand" else 10**6)
-            current = 0
-    return sign * (total + current)
-
-
-def is_truncated(text: str) -> bool:
-    """Returns whether `text` stops in the middle of a calculation."""
-    return _TRUNCATED.search(text[-20:]) is not None

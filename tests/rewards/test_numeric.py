@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from grpo_gsm8k.rewards.numeric import NumericGrader
 
 GRADER = NumericGrader()
 LABELLED = Path(__file__).with_name("labelled_completions.jsonl")
+OUTPUTS = Path(__file__).with_name("labelled_outputs.jsonl")
 
 
 def labelled() -> list[dict[str, Any]]:
@@ -24,6 +26,14 @@ def labelled() -> list[dict[str, Any]]:
     Rules were tuned on `split` "tune"; "heldout" was first read with the rules fixed, and its misreadings mended afterwards.
     """
     return [json.loads(line) for line in LABELLED.read_text(encoding="utf-8").split("\n") if line]
+
+
+def outputs() -> list[dict[str, Any]]:
+    """Returns completions written by the team in the styles of many models, and labelled before the rules were tried on them.
+
+    Version 1 agreed on 652 of the 665; the misreadings were mended afterwards, so this is no longer an unseen set.
+    """
+    return [json.loads(line) for line in OUTPUTS.read_text(encoding="utf-8").split("\n") if line]
 
 
 def problems(folder: Path, name: str) -> list[tuple[str, str]]:
@@ -152,6 +162,27 @@ def test_agreement_with_a_human_reader_is_above_98_5_percent_on_hard_completions
     assert len(missed) / len(rows) < 0.015, missed
 
 
+def test_agreement_on_outputs_in_the_styles_of_models_is_above_99_percent() -> None:
+    rows = outputs()
+    assert len(rows) >= 300
+    read = [is_correct(row["completion"], row["gold"]) for row in rows]
+    false_positives = sum(said and not row["correct"] for said, row in zip(read, rows, strict=True))
+    missed = sum(row["correct"] and not said for said, row in zip(read, rows, strict=True))
+    assert (false_positives + missed) / len(rows) < 0.01
+    assert false_positives <= 2
+
+
+def test_a_wrong_output_cut_off_anywhere_is_rarely_correct() -> None:
+    cuts = [
+        (row["completion"][: space.start()], row["gold"])
+        for row in outputs()
+        if not row["correct"]
+        for space in re.finditer(r"\s", row["completion"])
+    ]
+    assert len(cuts) > 5000
+    assert sum(is_correct(completion, gold) for completion, gold in cuts) / len(cuts) < 0.012
+
+
 def test_the_last_number_alone_agrees_far_less_often() -> None:
     """lm-evaluation-harness's flexible-extract, the usual reading, on the same completions."""
     flexible = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
@@ -227,12 +258,24 @@ def test_two_integers_match_only_if_equal(answer: int, gold: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["9", "{", "\\boxed{", "\\frac", "#### ", "answer is ", "\n", " ", "**1", "1,", "1=1", "\nCheck 1. So 1", "\ud800"]
-)
+    "unit",
+    ["9", "{", "\\boxed{", "\\frac", "#### ", "answer is ", "\n", " ", "**1", "1,", "1=1", "\nCheck 1. So 1", "\ud800",
+     "(", "(1) ", "2 hours and 3 minutes ", "times 5 is ", "5, which is ", "\n- 1", "\n| 1 |", "|", "here is 1 ",
+     "# ", "Step 1 ", "in total 1"],
+)  # fmt: skip
 def test_a_completion_of_100_kilobytes_is_graded(unit: str) -> None:
     text = unit * (100_000 // len(unit))
-    for completion in (text, "\\boxed{" + text, "The answer is " + text, text + " 5"):
+    began = time.process_time()
+    for completion in (
+        text,
+        "\\boxed{" + text,
+        "The answer is " + text,
+        text + " 5",
+        text + " 5:\n- 5\n- 5",
+        "5. (" + text + ")",
+    ):
         assert GRADER.grade(completion, "5").status in ("correct", "wrong", "unparsed")
+    assert time.process_time() - began < 3
 
 
 def test_gold_number_reads_what_gsm8k_publishes() -> None:
