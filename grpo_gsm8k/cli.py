@@ -15,11 +15,13 @@ import click
 import grpo_gsm8k
 from grpo_gsm8k.errors import HarnessError, unknown_name
 from grpo_gsm8k.runs.lifecycle import Interrupted, signals_raise
+from grpo_gsm8k.runs.redact import scrub
 
 # name: (module:attribute, one line of help). The help stands here so that `--help` imports no command.
 COMMANDS = {
     "eval": ("grpo_gsm8k.commands.eval:command", "Evaluate a model: prepare data, sample, grade, report."),
-    "data": ("grpo_gsm8k.commands.data:group", "Prepare and verify pinned data sets."),
+    "sft": ("grpo_gsm8k.commands.sft:command", "Fine-tune on given responses, with evaluation in a process of its own."),
+    "data": ("grpo_gsm8k.commands.data:group", "Prepare and verify data sets; make training shards and eval sets."),
     "presets": ("grpo_gsm8k.commands.presets:command", "List the shipped presets, or print one."),
     "templates": ("grpo_gsm8k.commands.templates:command", "List the prompt templates, or print one."),
     "report": ("grpo_gsm8k.commands.report:command", "Write report.html of a run directory."),
@@ -91,7 +93,7 @@ def run_command(command: click.Command, arguments: Sequence[str] | None, name: s
 
 
 def _say(line: str, code: int) -> int:
-    click.echo(f"error: {line}" if code not in (130, 143) else line, err=True)
+    click.echo(scrub(f"error: {line}" if code not in (130, 143) else line), err=True)
     return code
 
 

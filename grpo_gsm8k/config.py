@@ -107,8 +107,12 @@ class EvalConfig(RunOptions, TrackerOptions, DataOptions):
         choices=("auto", *GRADERS),
     )
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
         """Checks what no single option can."""
+        if 0 < self.temperature < 0.01:
+            raise ConfigError(f"temperature = {self.temperature}: allowed is 0 (greedy) or at least 0.01")
+        if len(set(self.graders)) < len(self.graders):
+            raise ConfigError(f"graders names one twice: {', '.join(self.graders)}")
         if self.num_samples > 1 and self.temperature == 0:
             raise ConfigError("num_samples above 1 needs temperature above 0: greedy samples are all the same")
         if self.engine == "openai" and self.base_url is None:
@@ -121,3 +125,140 @@ class EvalConfig(RunOptions, TrackerOptions, DataOptions):
             raise ConfigError("graders: auto stands alone")
         if self.dataset == "gym" and self.mixture is None and self.eval_path is None:
             raise ConfigError("dataset gym needs mixture, a .toml file with reasoning-gym tasks and weights")
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """How weights are updated."""
+
+    learner_device: str = option("auto", "Torch device of the learner: auto, cpu, cuda or cuda:N.")
+    learner_dtype: str = option(
+        "float32", "Precision of the weights' arithmetic; bfloat16 keeps fp32 master weights.", choices=("float32", "bfloat16")
+    )
+    lr: float = option(1e-5, "Peak learning rate.", min=0.0)
+    lr_schedule: str = option("cosine", "Schedule after warm-up.", choices=("constant", "linear", "cosine"))
+    lr_floor: float = option(0.1, "What a linear or cosine schedule ends at, as a share of the peak.", min=0.0, max=1.0)
+    warmup_steps: int = option(0, "Steps of linear warm-up.", min=0)
+    weight_decay: float = option(0.0, "Decoupled weight decay, on matrices only.", min=0.0)
+    adam_beta1: float = option(0.9, "AdamW beta1.", min=0.0, max=0.999999)
+    adam_beta2: float = option(0.95, "AdamW beta2.", min=0.0, max=0.999999)
+    adam_eps: float = option(1e-8, "AdamW epsilon.", min=0.0)
+    max_grad_norm: float | None = option(1.0, "Gradients are clipped to this global norm; none: never.", min=0.0)
+    tokens_per_microbatch: int = option(16384, "Tokens of one forward and backward pass; gradients add up over a step.", min=1)
+    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, more time.")
+    lora_rank: int | None = option(None, "Train a LoRA adapter of this rank; none: all weights.", min=1)
+    lora_alpha: float = option(32.0, "LoRA alpha.", min=0.0)
+    lora_dropout: float = option(0.0, "LoRA dropout.", min=0.0, max=0.9)
+    lora_target: tuple[str, ...] = option(("all-linear",), "Modules that get an adapter: names, or all-linear.")
+
+
+@dataclass(frozen=True)
+class TrainEvalConfig:
+    """Evaluation while training: always on, in a process of its own."""
+
+    eval_set_path: str | None = option(None, "Pre-rendered eval set (made by data render-eval); there is no training without.")
+    eval_every: int = option(100, "Steps between evaluations; step 0 and the last step are always evaluated.", min=1)
+    eval_examples: int | None = option(None, "Problems of the eval set to use; none: all.", min=1)
+    eval_engine: str = option("auto", "Engine of the evaluator; auto as in eval.", choices=("auto", "transformers", "vllm"))
+    vllm_device: str = option("auto", "Device of the evaluator: auto (cuda:1, or cuda:0 shared, or cpu), cpu or cuda:N.")
+    gpu_mem_util: float = option(0.3, "Share of the evaluator's GPU memory for vLLM.", min=0.01, max=1.0)
+    eval_max_new_tokens: int = option(512, "Tokens sampled at most for one completion.", min=1)
+    eval_temperature: float = option(0.0, "Sampling temperature of the evaluation; 0 is greedy.", min=0.0)
+    eval_num_samples: int = option(1, "Completions a problem.", min=1)
+    eval_queue: int = option(2, "Evaluations that may wait; beyond it eval_policy says what happens.", min=1)
+    eval_policy: str = option(
+        "wait", "wait: training waits for a place; skip: the evaluation is left out, on record.", choices=("wait", "skip")
+    )
+    eval_timeout_s: float = option(60.0, "Seconds without a sign of life after which the evaluator counts as hung.", min=1.0)
+    graders: tuple[str, ...] = option(("numeric", "gsm8k_strict"), "Graders, the first is the headline.", choices=GRADERS)
+
+
+@dataclass(frozen=True)
+class SftConfig(RunOptions, TrackerOptions, LearnerConfig, TrainEvalConfig):
+    """Options of `sft`."""
+
+    model_id: str = option("tiny", "Hub id or folder of the model, or tiny.")
+    model_revision: str | None = option(None, "Commit, branch or tag of a hub model.")
+    data_path: str | None = option(
+        None, "Training data: JSONL of prompt and response or of messages, or a pretokenised folder."
+    )
+    max_total_tokens: int = option(2048, "Tokens of the longest example that is trained on.", min=2)
+    overlong: str = option("refuse", "What is done with longer examples; never cut.", choices=("refuse", "drop"))
+    batch_size: int = option(64, "Examples of one optimiser step.", min=1)
+    max_steps: int | None = option(None, "Optimiser steps; none: as num_epochs says.", min=1)
+    num_epochs: int = option(1, "Passes over the data where max_steps is none.", min=1)
+    save_every: int | None = option(None, "Steps between checkpoints; none: at the end only.", min=1)
+    keep_last: int | None = option(None, "Complete checkpoints to keep; none: all.", min=1)
+
+    def validate(self) -> None:
+        """Checks what no single option can."""
+        for key in ("data_path", "eval_set_path"):
+            if getattr(self, key) is None:
+                raise ConfigError(
+                    f"{key} is not given: sft needs data_path and eval_set_path (data render-eval makes the latter)"
+                )
+        if not self.graders:
+            raise ConfigError(f"graders is empty: allowed is any of {', '.join(GRADERS)}")
+        if self.eval_num_samples > 1 and self.eval_temperature == 0:
+            raise ConfigError("eval_num_samples above 1 needs eval_temperature above 0: greedy samples are all the same")
+
+
+@dataclass(frozen=True)
+class PretokenizeConfig(RunOptions):
+    """Options of `data pretokenize`."""
+
+    model_id: str = option("tiny", "Hub id or folder of the model whose tokenizer is used, or tiny.")
+    model_revision: str | None = option(None, "Commit, branch or tag of a hub model.")
+    infile: str | None = option(None, "JSONL of prompt and response, or of chat messages, one example a line.")
+    out_dir: str | None = option(None, "Folder for the shards; none: <artifacts_dir>/pretokenized/<name of infile>.")
+    max_total_tokens: int = option(2048, "Tokens of the longest example that is kept.", min=2)
+    overlong: str = option("drop", "What is done with longer examples; never cut.", choices=("drop", "refuse"))
+    special_tokens: str = option(
+        "auto",
+        "The tokenizer's own special tokens (a BOS) before prompts of pairs; auto: unless one is there already.",
+        choices=("auto", "add", "none"),
+    )
+    shard_size: int = option(1024, "Examples of one shard; one shard is held in memory.", min=1)
+
+    def validate(self) -> None:
+        """Checks what no single option can."""
+        if self.infile is None:
+            raise ConfigError("infile is not given: data pretokenize needs a JSONL of prompt and response, or of messages")
+
+
+@dataclass(frozen=True)
+class RenderEvalConfig(RunOptions):
+    """Options of `data render-eval`."""
+
+    model_id: str = option("tiny", "Hub id or folder of the model whose tokenizer is used, or tiny.")
+    model_revision: str | None = option(None, "Commit, branch or tag of a hub model.")
+    infile: str | None = option(None, "JSONL (or .parquet) of problems: question and answer (or gold) a line.")
+    outfile: str | None = option(None, "JSONL to write; none: <artifacts_dir>/eval_sets/<name of infile>_<model>.jsonl.")
+    template: str = option("auto", "Prompt template: a shipped name or a path; auto: question for tiny, else qwen_math_cot.")
+    k_shot: int = option(0, "Solved examples before the question, drawn from shots_path.", min=0)
+    shots_path: str | None = option(None, "JSONL of training problems to draw solved examples from.")
+    limit: int | None = option(None, "Render the first N problems only.", min=1)
+
+    def validate(self) -> None:
+        """Checks what no single option can."""
+        if self.infile is None:
+            raise ConfigError("infile is not given: data render-eval needs a JSONL of problems, one a line")
+        if (self.k_shot > 0) != (self.shots_path is not None):
+            raise ConfigError("k_shot and shots_path go together: give both, or neither")
+
+
+@dataclass(frozen=True)
+class RenderPairsConfig(RunOptions):
+    """Options of `data render-pairs`."""
+
+    model_id: str = option("tiny", "Hub id or folder of the model whose tokenizer is used, or tiny.")
+    model_revision: str | None = option(None, "Commit, branch or tag of a hub model.")
+    infile: str | None = option(None, "JSONL (or .parquet) of problems: question and answer a line.")
+    outfile: str | None = option(None, "JSONL to write; none: <artifacts_dir>/pairs/<name of infile>_<model>.jsonl.")
+    template: str = option("auto", "Prompt template: a shipped name or a path; auto: question for tiny, else qwen_math_cot.")
+    limit: int | None = option(None, "Render the first N problems only.", min=1)
+
+    def validate(self) -> None:
+        """Checks what no single option can."""
+        if self.infile is None:
+            raise ConfigError("infile is not given: data render-pairs needs a JSONL of problems, one a line")

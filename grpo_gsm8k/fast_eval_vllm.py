@@ -9,22 +9,23 @@ import sys
 from collections.abc import Sequence
 
 from grpo_gsm8k.cli import run_command
-from grpo_gsm8k.commands.eval import RESUME, run_eval
+from grpo_gsm8k.commands.eval import run_eval
 from grpo_gsm8k.commands.from_config import config_command
+from grpo_gsm8k.commands.resume import OPTIONS
 from grpo_gsm8k.config import EvalConfig
 from grpo_gsm8k.options import Resolved
 
 EVAL_PATH = "artifacts/gsm8k/val.jsonl"
 
 
-@config_command(EvalConfig, "eval", extra=(RESUME,))
-def command(resolved: Resolved[EvalConfig], resume: str | None) -> None:
+@config_command(EvalConfig, "eval", extra=OPTIONS)
+def command(resolved: Resolved[EvalConfig], resume: str | None, allow_changes: bool) -> None:
     """Evaluate a model on a JSONL that is there already, with vLLM; prepares no data."""
-    if resolved.sources["engine"] == "default":
+    if resume is None and resolved.sources["engine"] == "default":
         resolved = resolved.filled("engine", "vllm", "fast_eval_vllm")
-    if resolved.sources["eval_path"] == "default":
+    if resume is None and resolved.sources["eval_path"] == "default":
         resolved = resolved.filled("eval_path", EVAL_PATH, "fast_eval_vllm")
-    run_eval(resolved, resume, prepare_data=False)
+    run_eval(resolved, resume, allow_changes, prepare_data=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -152,6 +152,12 @@ class Resolved(Generic[C]):
         config = dataclasses.replace(self.config, **{key: value})  # type: ignore[type-var]
         return Resolved(config, {**self.sources, key: f"auto: {why}"})
 
+    def validate(self) -> None:
+        """Checks what no single option can, where the config class knows of such a thing. Raises: ConfigError."""
+        check = getattr(self.config, "validate", None)
+        if check is not None:
+            check()
+
     def record(self) -> dict[str, Any]:
         """Returns what `config.json` holds: every value, nulls kept, and its source."""
         values = dataclasses.asdict(self.config)  # type: ignore[call-overload]
@@ -165,9 +171,11 @@ def resolve(
     config: str | None = None,
     overrides: Sequence[str] = (),
     flags: Mapping[str, Sequence[str]] | None = None,
+    validate: bool = True,
 ) -> Resolved[C]:
     """Returns the config of `command` from defaults, a preset or file, and flags and `key=value` overrides.
 
+    `validate` False leaves out the checks across options (a resumed run brings its own).
     Raises: ConfigError for an unknown key, a key given twice with two values, a wrong type or a value out of range.
     """
     by_key = {opt.key: opt for opt in options(cls)}
@@ -190,7 +198,10 @@ def resolve(
         given[opt.key] = (value, text, origin)
     for key, (value, _, origin) in given.items():
         values[key], sources[key] = value, origin
-    return Resolved(cls(**values), sources)
+    resolved = Resolved(cls(**values), sources)
+    if validate:
+        resolved.validate()
+    return resolved
 
 
 def _spoken(flags: Mapping[str, Sequence[str]], overrides: Sequence[str]) -> Iterator[tuple[str, str, str]]:

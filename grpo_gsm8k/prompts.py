@@ -61,7 +61,7 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """One template as read from its file; `sha256` is of the file's bytes."""
+    """One template as read from its file; `sha256` is of the file's bytes, `source` its text."""
 
     name: str
     kind: Literal["chat", "text"]
@@ -71,6 +71,7 @@ class Template:
     shot: str | None
     body: str
     sha256: str
+    source: str = ""
 
     @property
     def inlines_examples(self) -> bool:
@@ -184,7 +185,7 @@ def _parse(name: str, text: str, sha256: str) -> Template:
     body = match["body"].removesuffix("\n")
     if "{question}" not in body:
         raise PromptError(f"template {name}: the body must hold {{question}}")
-    template = Template(name, kind, front.get("description", ""), system, tuple(stop), front.get("shot"), body, sha256)
+    template = Template(name, kind, front.get("description", ""), system, tuple(stop), front.get("shot"), body, sha256, text)
     if template.inlines_examples and template.shot is None:
         raise PromptError(f"template {name}: the body holds {{examples}}, so the front matter must say how a shot is written")
     return template

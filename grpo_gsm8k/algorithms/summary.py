@@ -49,12 +49,18 @@ def summarise(rows: Sequence[Row], graders: Sequence[str], *, step: int, seed: i
         "maj_at_k": {str(k): float(maj_at_k(answers, values, k).mean()) for k in ks} if num_samples > 1 else {},
         "truncated": sum(row["stop_reason"] == "length" for row in rows),
         "disagreements": sum(bool(row["disagreement"]) for row in rows),
-        "mean_prompt_tokens": float(np.mean([row["num_prompt_tokens"] for row in rows])),
-        "mean_completion_tokens": float(np.mean([row["num_completion_tokens"] for row in rows])),
+        "mean_prompt_tokens": _mean_known(rows, "num_prompt_tokens"),
+        "mean_completion_tokens": _mean_known(rows, "num_completion_tokens"),
         "minimum_detectable_difference": minimum_detectable_difference(accuracy, len(problems)),
         "minimum_detectable_difference_paired": minimum_detectable_difference_paired(accuracy, len(problems)),
         "accuracy_by_question_length": _by_length(problems, headline, seed),
     }
+
+
+def _mean_known(rows: Sequence[Row], key: str) -> float | None:
+    """None where any row does not know (a server that gives no token ids): a mean over some rows would be of other rows."""
+    counts = [row[key] for row in rows]
+    return None if None in counts else float(np.mean(counts))
 
 
 def _correct(problems: Sequence[Sequence[Row]], grader: str) -> list[int]:

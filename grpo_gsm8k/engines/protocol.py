@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from grpo_gsm8k.errors import ConfigError
 from grpo_gsm8k.types import Completion, Prompt, Sampling
 
 OnCompletion = Callable[[int, Completion], None]
@@ -70,3 +71,12 @@ class Engine(Protocol):
     def close(self) -> None:
         """Frees what the engine holds; safe to call twice."""
         ...
+
+
+def require(engine: Engine, **needs: bool) -> None:
+    """Refuses an engine that lacks a capability that is needed (`require(engine, weight_updates=True)`). Raises: ConfigError."""
+    for name, needed in needs.items():
+        if needed and not getattr(engine.capabilities, name):
+            raise ConfigError(
+                f"engine {engine.name} cannot do what this run needs: {name.replace('_', ' ')}; choose another engine"
+            )

@@ -28,6 +28,11 @@ class Toggle:
     got: str
     decided_by: str = "harness"
 
+    @property
+    def held(self) -> bool:
+        """Whether what was got is what was asked for."""
+        return self.asked in (self.got, "as is")
+
 
 def derive_seed(run_seed: int, step: int, problem_id: str, sample_index: int) -> int:
     """Returns the 48-bit seed of one sample: a function of its address alone, so order, batch and resumption cannot matter."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import time
@@ -11,12 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import grpo_gsm8k
-from grpo_gsm8k.errors import InputError, StorageError
+from grpo_gsm8k.errors import InputError
 from grpo_gsm8k.runs.git import read_git
 from grpo_gsm8k.runs.redact import scrub, scrub_arguments
 from grpo_gsm8k.runs.storage import JsonlAppender, make_folder, read_lines, storage_error, write_bytes, write_json
 
 State = Literal["created", "running", "completed", "failed", "interrupted"]
+LOCK = ".lock"
 RESERVE = ".reserve"  # room for the last words of a run that filled its disk
 RESERVE_BYTES = 64 * 1024
 
@@ -32,6 +34,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._appenders: dict[str, JsonlAppender] = {}
+        self._lock: int | None = None
 
     @classmethod
     def create(cls, artifacts: Path, command: str, arguments: list[str]) -> RunDirectory:
@@ -55,6 +58,17 @@ class RunDirectory:
         run.write_json("command.json", _command_record(command, arguments))
         return run
 
+    def lock(self) -> None:
+        """Makes this process the only writer of the run until it ends, however it ends. Raises: InputError, StorageError."""
+        try:
+            self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            start = (read_status(self.path).get("starts") or [{}])[-1]
+            raise InputError(f"{self.path} is still running (pid {start.get('pid')} on {start.get('host')})") from None
+        except OSError as error:
+            raise storage_error(self.path, error) from None
+
     def start(self) -> None:
         """Marks the run as running in this process; on a resumed run this adds a start."""
         status = read_status(self.path)
@@ -73,6 +87,9 @@ class RunDirectory:
         ended = {"state": state, "reason": scrub(reason) if reason else None, "exit_code": exit_code, "ended_at": utc_now()}
         (self.path / RESERVE).unlink(missing_ok=True)
         self._write_status({**status, **ended})
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes `name` (a path inside the run) whole."""
@@ -189,13 +206,3 @@ def json_created(file: Path) -> str:
         return str(read_status(file.parent).get("created_at", ""))
     except InputError:
         return ""
-
-
-def claim(run: RunDirectory) -> None:
-    """Makes sure that nobody else is writing this run, before it is resumed. Raises: InputError."""
-    status = read_status(run.path)
-    starts = status.get("starts", [])
-    if status["state"] == "running" and not status.get("died") and starts and starts[-1].get("pid") != os.getpid():
-        raise InputError(f"{run.path} is still running (pid {starts[-1].get('pid')} on {starts[-1].get('host')})")
-    if not os.access(run.path, os.W_OK):
-        raise StorageError(f"cannot write {run.path}: permission denied")

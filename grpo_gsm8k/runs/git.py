@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 SOURCE_SUFFIXES = frozenset(".py .pyi .toml .yaml .yml .json .sh .txt .md .cfg .ini .j2 .html .css .js .bats .lock".split())
 SOURCE_NAMES = frozenset({"Makefile", "Dockerfile", "run"})
 MAX_UNTRACKED_BYTES = 1_000_000
+# Whatever the user's git is set to, the diff must be one that applies.
+DIFF = ("diff", "--binary", "--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/", "--dst-prefix=b/")
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,17 @@ def read_git() -> GitState:
     return GitState(sha, "checkout", None if branch == "HEAD" else branch, bool(diff or left_out), diff, left_out)
 
 
+@cache
+def package_digest() -> str:
+    """Returns the sha256 of the package's own files (names and bytes): the code that runs, with or without a repository."""
+    total = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*")):
+        if path.is_file() and path.suffix != ".pyc":
+            total.update(f"{path.relative_to(PACKAGE)}\0{path.stat().st_size}\0".encode())
+            total.update(path.read_bytes())
+    return total.hexdigest()
+
+
 def _dirty_diff(root: Path) -> tuple[str, list[str]]:
     """Returns (the diff from HEAD to the working tree with untracked source files in it, what was left out and why)."""
     untracked, left_out = [], []
@@ -72,9 +86,9 @@ def _dirty_diff(root: Path) -> tuple[str, list[str]]:
         else:
             untracked.append(name)
     if not untracked:
-        return _git(root, "diff", "--binary", "HEAD"), left_out
+        return _git(root, *DIFF, "HEAD"), left_out
     with tempfile.TemporaryDirectory() as folder:
         index = str(Path(folder) / "index")
         shutil.copyfile(_git(root, "rev-parse", "--path-format=absolute", "--git-path", "index").strip(), index)
         _git(root, "add", "--intent-to-add", "--", *untracked, index=index)
-        return _git(root, "diff", "--binary", "HEAD", index=index), left_out
+        return _git(root, *DIFF, "HEAD", index=index), left_out

@@ -43,7 +43,21 @@ def signals_raise() -> Iterator[None]:
     """Inside, SIGINT, SIGTERM and SIGHUP raise Interrupted (in the main thread; elsewhere nothing changes)."""
     caught: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        caught = {number: signal.signal(number, _raise_interrupted) for number in STOP_SIGNALS}
+        heard = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+        caught = {number: signal.signal(number, _raise_interrupted) for number in heard}
+    try:
+        yield
+    finally:
+        for number, old in caught.items():
+            signal.signal(number, old)
+
+
+@contextmanager
+def signals_ignored() -> Iterator[None]:
+    """Inside, nothing but SIGKILL ends the process: for the last words of a run."""
+    caught: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        caught = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
     try:
         yield
     finally:
@@ -86,7 +100,8 @@ def running(run: RunDirectory) -> Iterator[None]:
         _finish(run, "failed", f"{type(error).__name__}: {error}".split("\n", 1)[0], 1)
         raise
     else:
-        run.finish("completed", None, 0)
+        with signals_ignored():
+            run.finish("completed", None, 0)
     finally:
         log.removeHandler(handler)
         log.removeHandler(console)
@@ -96,10 +111,8 @@ def running(run: RunDirectory) -> Iterator[None]:
 
 def _finish(run: RunDirectory, state: str, reason: str, exit_code: int) -> None:
     """Writes the last state of a run that did not complete; what goes wrong here must not hide what went wrong before."""
-    if threading.current_thread() is threading.main_thread():
-        for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
     try:
-        run.finish(state, reason, exit_code)  # type: ignore[arg-type]
+        with signals_ignored():
+            run.finish(state, reason, exit_code)  # type: ignore[arg-type]
     except HarnessError as error:
         print(f"the run's last state could not be written: {error}", file=sys.stderr)

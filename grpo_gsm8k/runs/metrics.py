@@ -11,6 +11,7 @@ from typing import Any
 
 from grpo_gsm8k.errors import EnvironmentFailure, ProofError
 from grpo_gsm8k.runs.directory import RunDirectory
+from grpo_gsm8k.runs.redact import scrub, scrub_values
 from grpo_gsm8k.runs.storage import digest
 
 log = logging.getLogger("grpo_gsm8k")
@@ -58,9 +59,9 @@ class WandbTracker:
             self._session = wandb.init(
                 mode=mode,  # type: ignore[arg-type]
                 project=project,
-                name=name or run.path.name,
+                name=scrub(name or run.path.name),
                 dir=str(run.path),
-                config=dict(config),
+                config=scrub_values(config),
                 settings=wandb.Settings(console="off", silent=True, x_disable_stats=True, disable_git=True, save_code=False),
             )
         except (wandb.Error, OSError) as error:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from typing import Any
 
 REDACTED = "[redacted]"
 SECRET_NAME = re.compile(
-    r"(^|_)(API)?KEYS?(_|$)|APIKEY|KEY$|TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|COOKIE|(^|_)(AUTH|PAT|DSN|PWD_HASH)(_|$)|PRIVATE",
+    r"(^|_)(API)?KEYS?(_|$)|APIKEY|KEY$|TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|COOKIE|(^|_)(AUTH|PAT|DSN|PWD_HASH)(_|$)|.PWD$|PRIVATE",
     re.I,
 )
-HARMLESS_NAMES = frozenset({"TOKENIZERS_PARALLELISM"})
+HARMLESS_NAMES = frozenset({"TOKENIZERS_PARALLELISM", "OLDPWD"})
 # Shapes that are secrets wherever they stand. In running text they must be long, so that names in code are left alone.
 SECRET_SHAPE = re.compile(
-    r"hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_\-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w\-]{16,}|AKIA[0-9A-Z]{16}"
+    r"hf_[A-Za-z0-9]{16,}|(?<![A-Za-z0-9])sk-[A-Za-z0-9_\-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w\-]{16,}|AKIA[0-9A-Z]{16}"
     r"|xox[abprs]-[\w\-]{10,}|eyJ[\w\-]{10,}\.[\w\-]{10,}\.[\w\-]*"
-    r"|AIza[\w\-]{30,}|-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*(-----END [A-Z ]*-----)?"
+    r"|AIza[\w\-]{30,}|hooks\.slack\.com/services/[\w/]+|-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*(-----END [A-Z ]*-----)?"
 )
 SHORT_SHAPE = re.compile(r"\b(hf_|sk-|ghp_|github_pat_|glpat-|xox[abprs]-)[A-Za-z0-9_\-]{3,}")
-URL_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):([^/\s@]+)@")
+URL_USER = re.compile(r"(?<=://)(?:([^/\s:@]*):[^\s@]+|[^/\s:@]+)@")
 
 
 def is_secret_name(name: str) -> bool:
@@ -58,4 +59,13 @@ def _scrub(text: str, secrets: list[str]) -> str:
     for value in secrets:
         text = text.replace(value, REDACTED)
     text = SECRET_SHAPE.sub(REDACTED, text)
-    return URL_PASSWORD.sub(rf"\1:{REDACTED}@", text)
+    return URL_USER.sub(lambda match: f"{match[1]}:{REDACTED}@" if match[1] is not None else f"{REDACTED}@", text)
+
+
+def scrub_values(value: Any) -> Any:
+    """Returns JSON values with every text in them scrubbed."""
+    if isinstance(value, str):
+        return scrub(value)
+    if isinstance(value, Mapping):
+        return {key: scrub_values(item) for key, item in value.items()}
+    return [scrub_values(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -20,7 +20,7 @@ from grpo_gsm8k.runs.determinism import Toggle
 from grpo_gsm8k.runs.directory import RunDirectory, utc_now
 from grpo_gsm8k.runs.git import read_git
 from grpo_gsm8k.runs.redact import redact_environment, scrub
-from grpo_gsm8k.runs.storage import make_folder, write_text
+from grpo_gsm8k.runs.storage import make_folder, write_bytes, write_text
 
 NVIDIA_QUERIES = {
     "list": ["-L"],
@@ -35,8 +35,8 @@ STACK = (
 ).split()
 
 
-def write_snapshot(run: RunDirectory, toggles: Sequence[Toggle]) -> None:
-    """Writes `sys/` into the run directory; on a resumed run it goes to `sys/start-<n>/`, beside the first."""
+def write_snapshot(run: RunDirectory, toggles: Sequence[Toggle]) -> str:
+    """Writes `sys/` into the run directory and returns its name; on a resumed run it is `sys/start-<n>`, beside the first."""
     folder = run.path / "sys"
     number = 2
     while (folder / "system.json").exists():
@@ -46,9 +46,10 @@ def write_snapshot(run: RunDirectory, toggles: Sequence[Toggle]) -> None:
     git = read_git()
     state = asdict(git)
     diff = state.pop("diff")
-    run.write_json(f"{name}/git.json", state)
+    clean = scrub(diff)
+    run.write_json(f"{name}/git.json", {**state, "diff_redacted": clean != diff})
     if diff:
-        write_text(folder / "dirty.diff", scrub(diff))
+        write_bytes(folder / "dirty.diff", clean.encode("utf-8", errors="surrogateescape"))
     gpu = read_nvidia()
     run.write_json(f"{name}/system.json", read_system())
     run.write_json(f"{name}/nvidia.json", gpu)
@@ -56,11 +57,12 @@ def write_snapshot(run: RunDirectory, toggles: Sequence[Toggle]) -> None:
     write_text(folder / "packages.txt", "\n".join(read_packages()) + "\n")
     run.write_json(f"{name}/env.json", redact_environment(dict(os.environ)))
     write_toggles(run, toggles, name)
+    return name
 
 
-def write_toggles(run: RunDirectory, toggles: Sequence[Toggle], folder: str = "sys") -> None:
+def write_toggles(run: RunDirectory, toggles: Sequence[Toggle], folder: str) -> None:
     """Writes determinism.json: each toggle, what was asked, what was got, and whether they agree."""
-    rows = [{**asdict(toggle), "held": toggle.asked in (toggle.got, "as is")} for toggle in toggles]
+    rows = [{**asdict(toggle), "held": toggle.held} for toggle in toggles]
     run.write_json(f"{folder}/determinism.json", rows)
 
 

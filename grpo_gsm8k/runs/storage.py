@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from grpo_gsm8k.errors import StorageError
+from grpo_gsm8k.errors import DataError, StorageError
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -42,10 +42,12 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
-    except OSError as error:
+    except BaseException as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise storage_error(path, error) from None
+        if isinstance(error, OSError):
+            raise storage_error(path, error) from None
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -100,13 +102,17 @@ class JsonlAppender:
 
 
 def read_lines(path: Path) -> Iterator[Any]:
-    """Yields the whole lines of an append-only JSONL file of ours; a torn last line is left out."""
+    """Yields the whole lines of an append-only JSONL file of ours; a torn last line is left out. Raises: DataError."""
     if not path.exists():
         return
     content = path.read_bytes()
-    for line in content[: content.rfind(b"\n") + 1].split(b"\n"):
-        if line:
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1].split(b"\n"), start=1):
+        if not line:
+            continue
+        try:
             yield json.loads(line)
+        except ValueError:
+            raise DataError(f"{path}:{number}: not the JSON line that was written; the file was changed or damaged") from None
 
 
 def digest(value: Any) -> str:

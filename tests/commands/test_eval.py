@@ -69,7 +69,7 @@ def test_eval_with_nothing_but_a_limit_leaves_a_whole_run_directory(finished: An
     assert names >= {*expected.split(), "ledger.jsonl", "eval/step_0.json", "eval/step_0.jsonl", "report.html", "result.json"}
     assert not [name for name in names if name.endswith((".partial.jsonl", ".reserve"))]
     assert read_status(path)["state"] == "completed"
-    assert (folder / "artifacts/baselines/tiny_tiny_val_question.jsonl").read_bytes() == (
+    assert (folder / "artifacts/baselines/tiny_tiny_val_question_first100.jsonl").read_bytes() == (
         path / "eval/step_0.jsonl"
     ).read_bytes()
     assert "report" in done.stdout
@@ -235,7 +235,8 @@ def test_real_gsm8k_runs_through_the_same_path(gsm8k_dir: Path, tmp_path: Path) 
         tmp_path, *TINY, "--dataset", "gsm8k", "--source", str(gsm8k_dir), "--split", "test", "--limit", "24", "--eval_n", "512"
     )
     assert done.returncode == 0, done.stderr
-    data, template = read(only_run(tmp_path) / "data.json")["files"]
+    data, model, template = read(only_run(tmp_path) / "data.json")["files"]
+    assert (model["role"], len(model["sha256"])) == ("model", 64)
     assert template["role"] == "template"
     assert (data["rows"], data["split"], data["dataset"]) == (1319, "test", "gsm8k")
     assert "24 problems" in done.stdout

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from grpo_gsm8k.errors import ConfigError, InputError, StorageError
-from grpo_gsm8k.runs.directory import RunDirectory, claim, is_alive, open_run, process_identity, read_status
+from grpo_gsm8k.runs.directory import RunDirectory, is_alive, open_run, process_identity, read_status
 from grpo_gsm8k.runs.lifecycle import Interrupted, running
 from grpo_gsm8k.runs.storage import JsonlAppender, read_lines, write_json
 
@@ -24,6 +24,7 @@ from pathlib import Path
 from grpo_gsm8k.runs.directory import RunDirectory
 from grpo_gsm8k.runs.lifecycle import running
 run = RunDirectory.create(Path(sys.argv[1]), "eval", sys.argv)
+run.lock()
 with running(run):
     print(run.path, flush=True)
     for number in range(10**6):
@@ -87,7 +88,7 @@ def test_after_kill_9_a_reader_can_tell_that_the_run_died(tmp_path: Path) -> Non
     process, path = start_process(tmp_path)
     assert "died" not in read_status(path)
     with pytest.raises(InputError, match="still running"):
-        claim(RunDirectory(path))
+        RunDirectory(path).lock()
     time.sleep(0.2)
     process.kill()
     process.wait()
@@ -96,7 +97,7 @@ def test_after_kill_9_a_reader_can_tell_that_the_run_died(tmp_path: Path) -> Non
     rows = list(read_lines(path / "metrics.jsonl"))
     assert [row["step"] for row in rows] == list(range(len(rows)))
     assert rows
-    claim(RunDirectory(path))
+    RunDirectory(path).lock()
 
 
 def test_a_pid_that_was_given_to_another_process_is_not_taken_for_the_run(tmp_path: Path) -> None:
