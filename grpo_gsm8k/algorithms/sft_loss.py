@@ -1,6 +1,6 @@
-"""Supervised fine-tuning: cross entropy of the response tokens.
+"""Supervised fine-tuning: cross entropy of the trained tokens.
 
-Shapes: B sequences, T positions (see `grpo_gsm8k.tokenize`).
+Shapes: N trained tokens of a micro-batch (see `grpo_gsm8k.algorithms.packing`).
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from grpo_gsm8k.algorithms.packing import PackedBatch
 from grpo_gsm8k.errors import ProofError
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SftLoss:
-    """Negative log-likelihood of the response tokens over `num_trained`, the response tokens of the whole optimiser step.
+    """Negative log-likelihood of the trained tokens over `num_trained`, the trained tokens of the whole optimiser step.
 
     Because the denominator is the step's and not the micro-batch's, the losses (and gradients) of the micro-batches of a step
     add up to those of one big batch, however it is split.
@@ -26,8 +27,14 @@ class SftLoss:
 
     def __post_init__(self) -> None:
         if self.num_trained < 1:
-            raise ProofError(f"the step trains {self.num_trained} tokens; a step needs at least one response token")
+            raise ProofError(f"the step trains {self.num_trained} tokens; a step needs at least one trained token")
 
-    def __call__(self, logprobs_BT: torch.Tensor, response_mask_BT: torch.Tensor) -> torch.Tensor:
-        """Returns the scalar loss; `logprobs_BT` are the natural-log probabilities of the labels."""
-        return -logprobs_BT.masked_fill(~response_mask_BT, 0.0).sum() / self.num_trained
+    def __call__(self, logprobs_N: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+        """Returns the scalar loss; `logprobs_N` are the natural-log probabilities of the trained tokens."""
+        return -logprobs_N.sum() / self.num_trained
+
+    def token_weights(self, batch: PackedBatch) -> torch.Tensor:
+        """Returns (N) float64, what each log-prob counts in the loss: the loss is linear in them."""
+        import torch
+
+        return torch.full((batch.num_trained,), -1.0 / self.num_trained, dtype=torch.float64)

@@ -7,24 +7,24 @@ import math
 import pytest
 import torch
 
+from grpo_gsm8k.algorithms.packing import pack
 from grpo_gsm8k.algorithms.sft_loss import SftLoss
 from grpo_gsm8k.errors import ProofError
+from grpo_gsm8k.tokenize import TokenSequence
+
+BATCH = pack([TokenSequence("a", (4, 5, 6, 7), (False, True, True, True))], [0])
 
 
-def test_loss_is_the_mean_negative_log_likelihood_of_response_tokens() -> None:
-    logprobs_BT = torch.tensor([[0.9, 0.5, 0.25], [0.125, 0.9, 0.9]], dtype=torch.float64).log()
-    mask_BT = torch.tensor([[False, True, True], [True, False, False]])
-    loss = SftLoss(num_trained=3)(logprobs_BT, mask_BT)
-    assert loss.item() == pytest.approx((1 + 2 + 3) * math.log(2) / 3, rel=1e-12)
+def test_loss_is_the_negative_log_likelihood_over_the_tokens_of_the_whole_step() -> None:
+    logprobs_N = torch.tensor([0.5, 0.25, 0.125], dtype=torch.float64).log()
+    assert SftLoss(num_trained=3)(logprobs_N, BATCH).item() == pytest.approx((1 + 2 + 3) * math.log(2) / 3, rel=1e-12)
+    assert SftLoss(num_trained=12)(logprobs_N, BATCH).item() == pytest.approx((1 + 2 + 3) * math.log(2) / 12, rel=1e-12)
 
 
-def test_infinite_log_probs_outside_the_response_do_not_reach_the_loss_or_its_gradient() -> None:
-    logprobs_BT = torch.tensor([[-math.inf, -2.0]], requires_grad=True)
-    loss = SftLoss(num_trained=1)(logprobs_BT, torch.tensor([[False, True]]))
-    loss.backward()
-    assert loss.item() == 2.0
-    assert logprobs_BT.grad is not None
-    assert logprobs_BT.grad.tolist() == [[0.0, -1.0]]
+def test_token_weights_give_the_same_loss_as_a_weighted_sum() -> None:
+    logprobs_N = torch.tensor([0.5, 0.3, 0.125], dtype=torch.float64).log()
+    loss = SftLoss(num_trained=5)
+    assert (loss.token_weights(BATCH) * logprobs_N).sum().item() == pytest.approx(loss(logprobs_N, BATCH).item(), rel=1e-12)
 
 
 def test_step_that_trains_no_token_is_refused() -> None:
