@@ -17,7 +17,7 @@ LAYERS = [
     {"options", "config", "presets"},
     {"runs"},
     {"data", "prompts", "rewards", "envs", "models", "templates"},
-    {"algorithms", "tokenize"},
+    {"algorithms", "tokenize", "training_data"},
     {"engines", "learners"},
     {"loops"},
     {"cli", "commands", "data_prep", "fast_eval_vllm", "r1_traces", "__main__"},

@@ -1,4 +1,4 @@
-"""`data`: prepare and verify pinned data sets."""
+"""`data`: prepare and verify pinned data sets; make training shards and eval sets of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 import click
 
 from grpo_gsm8k.commands.from_config import config_command
+from grpo_gsm8k.commands.pretokenize import command as pretokenize_command
+from grpo_gsm8k.commands.render_eval import command as render_eval_command
+from grpo_gsm8k.commands.render_pairs import command as render_pairs_command
 from grpo_gsm8k.commands.start import started
 from grpo_gsm8k.config import DataPrepConfig
 from grpo_gsm8k.errors import DataError
@@ -15,7 +18,7 @@ from grpo_gsm8k.options import Resolved
 
 @click.group("data", context_settings={"help_option_names": ["-h", "--help"]})
 def group() -> None:
-    """Prepare and verify pinned data sets."""
+    """Prepare and verify pinned data sets; make training shards and eval sets of them."""
 
 
 @config_command(DataPrepConfig, "data prep")
@@ -50,7 +53,7 @@ def run_prep(resolved: Resolved[DataPrepConfig]) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--snapshot-dir", "--snapshot_dir", type=click.Path(path_type=Path), help="Check the raw snapshot there as well.")
 def verify(folder: Path, snapshot_dir: Path | None) -> None:
-    """Hash every file of a prepared FOLDER again and name what is missing or changed."""
+    """Hash every file of a prepared or pre-tokenised FOLDER again and name what is missing or changed."""
     from grpo_gsm8k.data.prepared import manifest_of
     from grpo_gsm8k.data.prepared import verify as find_changed
 
@@ -63,3 +66,6 @@ def verify(folder: Path, snapshot_dir: Path | None) -> None:
 
 
 group.add_command(prep)
+group.add_command(pretokenize_command)
+group.add_command(render_eval_command)
+group.add_command(render_pairs_command)

@@ -6,6 +6,7 @@ Rows are written as GSM8K was published (ASCII, other characters escaped), so th
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any, NoReturn
 from grpo_gsm8k.errors import DataError
 from grpo_gsm8k.runs.storage import digest, write_bytes
 
+_BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
 
 def read_file(path: Path) -> bytes:
     """Returns a data file's bytes. Raises: DataError when it is missing, a folder, or cannot be read."""
@@ -21,8 +24,12 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        raise DataError(f"{path}: cannot be read ({_reason(error)})") from None
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return str(getattr(error, "strerror", None) or error)
 
 
 def parse_jsonl(content: bytes, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -42,6 +49,8 @@ def parse_jsonl(content: bytes, name: str) -> Iterator[tuple[int, dict[str, Any]
 def _parse_line(line: bytes, place: str) -> dict[str, Any]:
     if not line.strip():
         raise DataError(f"{place}: the line is empty; one JSON object a line is needed")
+    if line.startswith(_BYTE_ORDER_MARKS):
+        raise DataError(f"{place}: begins with a byte-order mark; save it as plain UTF-8")
     try:
         value = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
@@ -62,6 +71,27 @@ def _refuse_constant(name: str) -> NoReturn:
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (line number from 1, object) for each line of a file. Raises: DataError with path and line."""
     return parse_jsonl(read_file(path), str(path))
+
+
+def stream_jsonl(path: Path, digest_of_file: Any = None, *, skip: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields (line number from 1, object) for each line after the first `skip`, holding one line in memory at a time.
+
+    `digest_of_file` (a hashlib object) is fed every byte, the skipped lines' too. Raises: DataError as `read_jsonl`.
+    """
+    number = 0
+    try:
+        with path.open("rb") as file:  # a binary file's lines end at "\n" and nowhere else
+            for number, line in enumerate(file, start=1):
+                if digest_of_file is not None:
+                    digest_of_file.update(line)
+                if number > skip:
+                    yield number, _parse_line(line.removesuffix(b"\n"), f"{path}:{number}")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({_reason(error)})") from None
+    if number == 0:
+        raise DataError(f"{path}: the file is empty; one JSON object a line is needed")
 
 
 def load_jsonl(path: Path) -> list[dict[str, Any]]:
