@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import os
 import platform
 import random
@@ -36,9 +35,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from grpo_gsm8k.algorithms.sft_loss import SftLoss
 from grpo_gsm8k.data import word_problems
-from grpo_gsm8k.learners.native import AdamWOptions, NativeLearner
+from grpo_gsm8k.learners.native import NativeLearner
+from grpo_gsm8k.learners.options import AdamWOptions, LearnerOptions
+from grpo_gsm8k.learners.schedules import learning_rate
 from grpo_gsm8k.prompts import render_batch
-from grpo_gsm8k.tokenize import pad_and_shift
+from grpo_gsm8k.tokenize import TokenSequence
 from grpo_gsm8k.types import Problem
 
 MAX_POSITIONS = 4096  # GSM8K questions are up to 1,000 bytes; few-shot prompts several times that
@@ -118,15 +119,6 @@ def prompt_ids(tokenizer: Qwen2Tokenizer, problems: Sequence[Problem]) -> list[l
     return [list(prompt.token_ids) for prompt in render_batch(tokenizer, problems, template="question")]
 
 
-def learning_rate(step: int, recipe: Recipe) -> float:
-    """Returns the rate of a step: linear warm-up, then a cosine down to a fraction."""
-    if step < recipe.num_warmup_steps:
-        return recipe.lr * (step + 1) / recipe.num_warmup_steps
-    done = (step - recipe.num_warmup_steps) / (recipe.num_steps - recipe.num_warmup_steps)
-    floor = recipe.final_lr_fraction
-    return recipe.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
-
-
 def train(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, problems: Sequence[Problem], recipe: Recipe) -> NativeLearner:
     """Trains the model in place, from scratch, on mostly lazy answers; returns its learner."""
     rng = random.Random(recipe.seed)
@@ -135,16 +127,18 @@ def train(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, problems: Sequence
         lazy = rng.random() < recipe.lazy_fraction
         answer = word_problems.lazy_answer(problem) if lazy else problem.answer
         response = [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
-        examples.append((prompt, response))
-    learner = NativeLearner(model, AdamWOptions(betas=(0.9, 0.95), weight_decay=0.0))
+        examples.append(TokenSequence.of_response(problem.id, prompt, response))
+    learner = NativeLearner(model, LearnerOptions(adamw=AdamWOptions(betas=(0.9, 0.95), weight_decay=0.0)))
+    floor = recipe.lr * recipe.final_lr_fraction
     order: list[int] = []
     for step in range(recipe.num_steps):
         if len(order) < recipe.batch_size:
             order = rng.sample(range(len(examples)), len(examples))
-        prompts, responses = zip(*(examples[order.pop()] for _ in range(recipe.batch_size)), strict=True)
-        batch = pad_and_shift(prompts, responses, tokenizer.pad_token_id)
-        metrics = learner.forward_backward(batch, SftLoss(num_trained=batch.num_trained))
-        learner.optim_step(learning_rate(step, recipe))
+        batch = [examples[order.pop()] for _ in range(recipe.batch_size)]
+        metrics = learner.forward_backward(batch, SftLoss(num_trained=sum(sequence.num_trained for sequence in batch)))
+        learner.optim_step(
+            learning_rate(step, total=recipe.num_steps, warmup=recipe.num_warmup_steps, peak=recipe.lr, floor=floor)
+        )
         if step % 100 == 0 or step == recipe.num_steps - 1:
             print(f"step {step:4d}  loss {metrics['loss']:.4f}", flush=True)
     return learner

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,15 @@ from grpo_gsm8k.data.prep import PrepRequest, prepare
 from grpo_gsm8k.data.prepared import data_record, file_record, load_split
 from grpo_gsm8k.data.rows import load_problems
 from grpo_gsm8k.data.sources import Published, find_dataset
+from grpo_gsm8k.engines.model_files import model_record
 from grpo_gsm8k.engines.protocol import Engine
-from grpo_gsm8k.errors import DataError, ProofError
-from grpo_gsm8k.loops.evaluate import Grade
+from grpo_gsm8k.errors import DataError
+from grpo_gsm8k.loops.grading import open_graders as open_graders
 from grpo_gsm8k.options import Resolved
 from grpo_gsm8k.prompts import Template, render_batch
-from grpo_gsm8k.rewards.protocol import Grader
-from grpo_gsm8k.rewards.registry import make_grader
 from grpo_gsm8k.runs.directory import RunDirectory
 from grpo_gsm8k.runs.metrics import WandbTracker
-from grpo_gsm8k.types import Problem, Prompt, Score
+from grpo_gsm8k.types import Problem, Prompt
 
 log = logging.getLogger("grpo_gsm8k")
 
@@ -35,16 +34,6 @@ class EvalSet:
     problems: list[Problem]
     shots: list[Problem]
     files: dict[str, Any]
-
-    def record(self, run: RunDirectory, *, resumed: bool) -> None:
-        """Writes data.json; on a resumed run the data must be what they were. Raises: ProofError."""
-        import json
-
-        if resumed and (run.path / "data.json").exists():
-            earlier = json.loads((run.path / "data.json").read_bytes())
-            if earlier != json.loads(json.dumps(self.files)):
-                raise ProofError(f"the data are not those that {run.path} began with (see its data.json); start a new run")
-        run.write_json("data.json", self.files)
 
 
 def data_folder(config: EvalConfig | DataPrepConfig) -> Path:
@@ -77,7 +66,7 @@ def load_eval_set(config: EvalConfig, prepare_data: bool, template: Template) ->
     """
     folder = data_folder(config)
     path = None if config.eval_path is None else Path(config.eval_path)
-    from_folder = path is None or path.resolve().parent == folder.resolve()
+    from_folder = path is None or path.absolute().parent == folder.absolute()
     files: list[dict[str, Any]] = []
     if prepare_data and (from_folder or config.k_shot > 0):
         prepared = prepare(prep_request(config))
@@ -96,6 +85,8 @@ def load_eval_set(config: EvalConfig, prepare_data: bool, template: Template) ->
         files += data_record(folder, ("train",))
     if config.limit is not None:
         problems = problems[: config.limit]
+    if config.engine != "openai":
+        files += model_record(config.model_id, config.model_revision, config.adapter)
     files.append({"role": "template", "source": config.template, "sha256": template.sha256, "rows": None, "commit": None})
     return EvalSet(problems, shots, {"files": files, "num_problems": len(problems)})
 
@@ -106,7 +97,9 @@ def open_tokenizer(config: EvalConfig) -> Any:
 
     if config.engine == "openai" and config.api == "chat":
         return None
-    return load_tokenizer(config.tokenizer or config.model_id, config.model_revision)
+    if config.engine == "openai" and config.tokenizer is not None:
+        return load_tokenizer(config.tokenizer)
+    return load_tokenizer(config.model_id, config.model_revision)
 
 
 def render(config: EvalConfig, eval_set: EvalSet, tokenizer: Any, window: int | None) -> list[Prompt]:
@@ -150,49 +143,11 @@ def open_engine(config: EvalConfig) -> Iterator[Engine]:
         engine.close()
 
 
-@dataclass(frozen=True)
-class Graders:
-    """Graders by name, as the evaluation loop calls them, and their versions for the record."""
-
-    grade: Mapping[str, Grade]
-    versions: Mapping[str, str]
-
-
-@contextmanager
-def open_graders(names: Sequence[str]) -> Iterator[Graders]:
-    """Opens graders, side by side, and closes them. `gym` is the generating data set's own scorer."""
-    grade: dict[str, Grade] = {}
-    versions: dict[str, str] = {}
-    with ExitStack() as stack:
-        for name in names:
-            if name == "gym":
-                from importlib.metadata import version
-
-                grade[name], versions[name] = _grade_by_generator, f"reasoning-gym {version('reasoning-gym')}"
-                continue
-            grader = make_grader(name)
-            stack.callback(grader.close)
-            grade[name], versions[name] = _by_gold(grader), grader.version
-        yield Graders(grade, versions)
-
-
-def _by_gold(grader: Grader) -> Grade:
-    def grade(problems: Sequence[Problem], texts: Sequence[str]) -> list[Score]:
-        return grader.grade_batch(texts, [problem.gold for problem in problems])
-
-    return grade
-
-
-def _grade_by_generator(problems: Sequence[Problem], texts: Sequence[str]) -> list[Score]:
-    from grpo_gsm8k.data.gym import score
-
-    return [score(problem, text) for problem, text in zip(problems, texts, strict=True)]
-
-
 def open_tracker(run: RunDirectory, resolved: Resolved[EvalConfig]) -> WandbTracker | None:
     """Opens W&B as the config asks; None where it is disabled."""
     config = resolved.config
     if config.wandb == "disabled":
         return None
-    values = resolved.record()["values"]
-    return WandbTracker(run, mode=config.wandb, project=config.wandb_project, name=config.run_name, config=values)
+    return WandbTracker(
+        run, mode=config.wandb, project=config.wandb_project, name=config.run_name, config=resolved.record()["values"]
+    )

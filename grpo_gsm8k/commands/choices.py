@@ -11,6 +11,17 @@ from grpo_gsm8k.options import Resolved
 
 log = logging.getLogger("grpo_gsm8k")
 
+# Options of one engine or two: given for another, they are named in a warning.
+READ_BY = {
+    "api": ("openai",),
+    "tokenizer": ("openai",),
+    "concurrency": ("openai",),
+    "requests_per_minute": ("openai",),
+    "gpu_mem_util": ("vllm",),
+    "tp_size": ("vllm",),
+    "dtype": ("transformers", "vllm"),
+    "adapter": ("transformers", "vllm"),
+}
 BIG_MODEL = "Qwen/Qwen2.5-Math-1.5B"
 
 
@@ -27,6 +38,10 @@ def choose(resolved: Resolved[EvalConfig]) -> Resolved[EvalConfig]:
         if resolved.config.engine == "openai":
             raise ConfigError("engine openai needs model_id, the name that the server knows the model by")
         resolved = resolved.filled("model_id", BIG_MODEL if has_cuda else "tiny", where)
+    if resolved.config.engine == "auto" and config.device != "auto":
+        resolved = resolved.filled(
+            "engine", "transformers", f"device {config.device} is named, and only transformers takes one"
+        )
     if resolved.config.engine == "auto":
         name, why = choose_engine("auto", has_cuda=has_cuda, has_vllm=importlib.util.find_spec("vllm") is not None)
         resolved = resolved.filled("engine", name, why.removeprefix("auto: "))
@@ -60,9 +75,18 @@ def _sees_cuda(device: str) -> bool:
 
 
 def log_choices(resolved: Resolved[EvalConfig]) -> None:
-    """Says what was chosen, in one line each."""
+    """Says what was chosen, in one line each, and which options that were given nothing will read."""
+    config = resolved.config
+    given = {key for key, source in resolved.sources.items() if source in ("flag", "override")}
+    for key in sorted(given & READ_BY.keys()):
+        if config.engine not in READ_BY[key]:
+            log.warning("%s is given, but engine %s does not read it", key, config.engine)
+    for key in sorted(given & {"top_p", "top_k"}):
+        if config.temperature == 0:
+            log.warning("%s is given, but temperature 0 is greedy and does not read it", key)
+    unread = {"dataset", "split"} if config.eval_path is not None and config.k_shot == 0 else set()
     for key, source in resolved.sources.items():
-        if source.startswith("auto: "):
+        if source.startswith("auto: ") and key not in unread:
             value = getattr(resolved.config, key)
             shown = ",".join(value) if isinstance(value, tuple) else value
             log.info("%s = %s (%s)", key, shown, source.removeprefix("auto: "))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,43 +12,38 @@ import click
 
 from grpo_gsm8k.commands.choices import choose, log_choices
 from grpo_gsm8k.commands.from_config import config_command
-from grpo_gsm8k.commands.start import Started, started
+from grpo_gsm8k.commands.resume import OPTIONS
+from grpo_gsm8k.commands.start import Started, is_complete, record_data, report_on, started, write_config
 from grpo_gsm8k.config import EvalConfig
 from grpo_gsm8k.options import Resolved
-from grpo_gsm8k.runs.directory import open_run, read_status
+from grpo_gsm8k.runs.storage import make_folder, write_bytes, write_text
 
 log = logging.getLogger("grpo_gsm8k")
 
-RESUME = click.Option(["--resume"], metavar="RUN", help="Take up an interrupted run: a path, a name under runs/, or latest.")
 
-
-@config_command(EvalConfig, "eval", extra=(RESUME,))
-def command(resolved: Resolved[EvalConfig], resume: str | None) -> None:
+@config_command(EvalConfig, "eval", extra=OPTIONS)
+def command(resolved: Resolved[EvalConfig], resume: str | None, allow_changes: bool) -> None:
     """Evaluate a model on verifiable problems: prepare data, sample, grade, report.
 
     With no option at all: Qwen2.5-Math-1.5B on GSM8K where there is a GPU, the packaged tiny model on its own held-out word
     problems where there is none. Leaves a run directory under artifacts/runs and the rows in artifacts/baselines.
     """
-    run_eval(resolved, resume)
+    run_eval(resolved, resume, allow_changes)
 
 
-def run_eval(resolved: Resolved[EvalConfig], resume: str | None = None, *, prepare_data: bool = True) -> None:
+def run_eval(resolved: Resolved[EvalConfig], resume: str | None, allow_changes: bool, *, prepare_data: bool = True) -> None:
     """Runs an evaluation from its config; `prepare_data` False takes `eval_path` as it is (fast_eval_vllm)."""
-    if resume is not None:
-        run = open_run(resume, Path(resolved.config.artifacts_dir))
-        if read_status(run.path)["state"] == "completed":
-            click.echo(f"nothing to resume: {run.path} is complete (see {run.path / 'result.json'})")
-            return
-    from grpo_gsm8k.runs.report import write_report
-
-    with started("eval", resolved, resume=resume) as start:
+    if is_complete(resume, resolved, "eval", allow_changes):
+        return
+    with started("eval", resolved, resume=resume, allow_changes=allow_changes) as start:
         evaluate_started(start, prepare_data)
-    click.echo(f"report  {write_report(start.run.path)}")
+    report_on(start.run)
 
 
 def evaluate_started(start: Started[EvalConfig], prepare_data: bool) -> None:
     """Does the work of an evaluation inside its run."""
     from grpo_gsm8k.commands.assembly import load_eval_set, open_engine, open_graders, open_tokenizer, open_tracker, render
+    from grpo_gsm8k.engines.protocol import require
     from grpo_gsm8k.loops.evaluate import EvalTask, evaluate, journal_name
     from grpo_gsm8k.prompts import load_template
     from grpo_gsm8k.runs.metrics import METRICS, MetricsWriter
@@ -55,19 +51,21 @@ def evaluate_started(start: Started[EvalConfig], prepare_data: bool) -> None:
 
     run = start.run
     start.resolved = choose(start.resolved)  # changes nothing on a resumed run whose choices were made
-    run.write_json("config.json", start.resolved.record())
+    write_config(run, start.resolved)
     log_choices(start.resolved)
     config = start.resolved.config
     if config.engine != "openai":
         start.configure_torch()
     template = load_template(config.template)
+    write_text(run.path / "template.txt", template.source)
     tokenizer = open_tokenizer(config)
     eval_set = load_eval_set(config, prepare_data, template)
-    eval_set.record(run, resumed=start.resumed)
+    record_data(start, eval_set.files)
     render(config, eval_set, tokenizer, window=None)  # what is wrong with a prompt is said before an engine is loaded
     with open_graders(config.graders) as graders, open_engine(config) as engine:
         described = dict(engine.describe())
-        run.write_json("sys/engine.json", described)
+        require(engine, per_request_seeds=config.temperature > 0)
+        start.write_sys("engine.json", described)
         metrics = MetricsWriter(run, open_tracker(run, start.resolved))
         task = EvalTask(
             problems=eval_set.problems,
@@ -80,6 +78,7 @@ def evaluate_started(start: Started[EvalConfig], prepare_data: bool) -> None:
             repeats=start.mode == "strict" and engine.capabilities.repeats,
         )
         outcome = evaluate(run, task, engine, lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)))
+        start.write_sys("engine.json", dict(engine.describe()))
     times = outcome.pop("times")
     baseline = publish_rows(start)
     if not run.read(METRICS):  # a run that was stopped between this and its end has them already
@@ -91,13 +90,12 @@ def evaluate_started(start: Started[EvalConfig], prepare_data: bool) -> None:
     click.echo(f"rows    {baseline}")
 
 
-def headline_metrics(outcome: dict[str, Any]) -> dict[str, float]:
+def headline_metrics(outcome: Mapping[str, Any]) -> dict[str, float]:
     """Returns an evaluation's numbers as flat metrics."""
     metrics = {"eval/num_problems": outcome["num_problems"], "eval/truncated": outcome["truncated"]}
-    metrics |= {
-        "eval/disagreements": outcome["disagreements"],
-        "eval/mean_completion_tokens": outcome["mean_completion_tokens"],
-    }
+    metrics["eval/disagreements"] = outcome["disagreements"]
+    if outcome["mean_completion_tokens"] is not None:
+        metrics["eval/mean_completion_tokens"] = outcome["mean_completion_tokens"]
     for name, grader in outcome["graders"].items():
         low, high = grader["ci95"]
         metrics |= {f"eval/{name}/accuracy": grader["accuracy"], f"eval/{name}/ci95_low": low, f"eval/{name}/ci95_high": high}
@@ -109,17 +107,30 @@ def headline_metrics(outcome: dict[str, Any]) -> dict[str, float]:
 
 def publish_rows(start: Started[EvalConfig]) -> Path:
     """Copies the run's rows to artifacts/baselines/<name>.jsonl, whole, and returns that path."""
-    from grpo_gsm8k.runs.storage import make_folder, write_bytes
-
     config = start.resolved.config
-    data = Path(config.eval_path).stem if config.eval_path else f"{config.dataset}_{config.split}"
-    name = config.run_name or f"{Path(config.model_id).name}_{data}_{Path(config.template).stem}"
-    target = (
-        Path(config.artifacts_dir) / "baselines" / f"{''.join(c if c.isalnum() or c in '._-' else '_' for c in name)}.jsonl"
-    )
+    name = "".join(c if c.isalnum() or c in "._-" else "_" for c in config.run_name or default_name(config))
+    target = Path(config.artifacts_dir) / "baselines" / f"{name}.jsonl"
+    rows = (start.run.path / "eval" / "step_0.jsonl").read_bytes()
+    if target.exists() and target.read_bytes() != rows:
+        log.info("%s: replaces the rows of an earlier run, which stay in its run directory", target)
     make_folder(target.parent)
-    write_bytes(target, (start.run.path / "eval" / "step_0.jsonl").read_bytes())
+    write_bytes(target, rows)
     return target
+
+
+def default_name(config: EvalConfig) -> str:
+    """Returns what an evaluation is called unless run_name says otherwise: model, data, and what is not the default."""
+    data = Path(config.eval_path).stem if config.eval_path else f"{config.dataset}_{config.split}"
+    parts = [
+        Path(config.model_id).name,
+        *([Path(config.adapter).name] if config.adapter else []),
+        data,
+        Path(config.template).stem,
+    ]
+    parts += [f"{config.k_shot}shot"] if config.k_shot else []
+    parts += [f"T{config.temperature:g}"] if config.temperature else []
+    parts += [f"n{config.num_samples}"] if config.num_samples > 1 else []
+    return "_".join([*parts, *([f"first{config.limit}"] if config.limit else [])])
 
 
 def summary(config: EvalConfig, outcome: dict[str, Any], times: dict[str, float]) -> str:
@@ -142,5 +153,10 @@ def summary(config: EvalConfig, outcome: dict[str, Any], times: dict[str, float]
         f"{100 * value:.1f} points {how}" for value, how in ((paired, "on the same problems"), (apart, "on others")) if value
     ]
     lines.append(f"  a difference that this many problems can show: {', '.join(shown) or 'none'}")
-    lines.append(f"  {outcome['mean_completion_tokens']:.1f} tokens a completion, {times['time/tokens_per_s']:,.0f} tokens/s")
+    if outcome["mean_completion_tokens"] is None:
+        lines.append("  tokens: not known, the server gives no token ids")
+    else:
+        lines.append(
+            f"  {outcome['mean_completion_tokens']:.1f} tokens a completion, {times['time/tokens_per_s']:,.0f} tokens/s"
+        )
     return "\n".join([*lines, "─" * width])

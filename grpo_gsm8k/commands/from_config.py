@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from grpo_gsm8k.errors import ConfigError
 from grpo_gsm8k.options import Option, Resolved, options, resolve
 
 CONTEXT = {
@@ -28,7 +29,13 @@ def config_command(
     def decorate(body: Callable[..., None]) -> click.Command:
         def callback(config: str | None, dry_run: bool, overrides: tuple[str, ...], **given: Any) -> None:
             flags = {opt.key: given.pop(opt.key) for opt in options(cls)}
-            resolved: Resolved[Any] = resolve(cls, name, config=config, overrides=overrides, flags=flags)
+            resolved: Resolved[Any] = resolve(
+                cls, name, config=config, overrides=overrides, flags=flags, validate=not given.get("resume")
+            )
+            if dry_run and given.get("resume"):
+                raise ConfigError(
+                    "--dry-run shows what a new run would be; a resumed one goes on with the config in its directory"
+                )
             if dry_run:
                 import json
 

@@ -18,7 +18,5 @@ def command(name: str | None) -> None:
             click.echo(f"{known:<{width}}  {description}")
         return
     template = load_template(name)
-    click.echo(f"# {template.name} ({template.kind}), sha256 {template.sha256}")
-    if template.system:
-        click.echo(f"[system]\n{template.system}")
-    click.echo(f"[{'user' if template.kind == 'chat' else 'text'}]\n{template.body}")
+    click.echo(f"# {template.name} ({template.kind}), sha256 {template.sha256}; what follows is the file", err=True)
+    click.echo(template.source, nl=False)

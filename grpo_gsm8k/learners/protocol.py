@@ -2,49 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from grpo_gsm8k.errors import ProofError
+from grpo_gsm8k.tokenize import TokenSequence
 
 if TYPE_CHECKING:
     import torch
 
-    from grpo_gsm8k.tokenize import TokenBatch
+    from grpo_gsm8k.algorithms.packing import PackedBatch
+
+
+class NotFiniteError(ProofError):
+    """A loss or gradient is NaN or infinite; `sequence_ids` are those of the micro-batches in which it arose."""
+
+    def __init__(self, what: str, sequence_ids: Sequence[str]) -> None:
+        self.sequence_ids = tuple(sequence_ids)
+        shown = ", ".join(self.sequence_ids[:8])
+        more = f" and {len(self.sequence_ids) - 8} more" if len(self.sequence_ids) > 8 else ""
+        super().__init__(f"{what}; the weights were not changed; sequences: {shown}{more}")
 
 
 class Loss(Protocol):
-    """A differentiable function of the labels' log-probs, summed over micro-batches (so it normalises by the whole step)."""
+    """A differentiable function of the trained tokens' log-probs, added up over micro-batches: its normaliser is the step's."""
 
-    def __call__(self, logprobs_BT: torch.Tensor, response_mask_BT: torch.Tensor) -> torch.Tensor:
-        """Returns a scalar."""
+    def __call__(self, logprobs_N: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+        """Returns a scalar; `logprobs_N` are natural logs, float32 or better."""
+        ...
+
+
+@runtime_checkable
+class LinearLoss(Protocol):
+    """A loss that is a weighted sum of log-probs, the weights known before them (supervised, on-policy policy gradient).
+
+    A learner may form its gradient while it computes the log-probs, so that the vocabulary projection is computed once.
+    """
+
+    def __call__(self, logprobs_N: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+        """Returns the same sum as a scalar."""
+        ...
+
+    def token_weights(self, batch: PackedBatch) -> torch.Tensor:
+        """Returns (N) float64: the loss is the sum of these times the log-probs."""
         ...
 
 
 class Learner(Protocol):
     """Updates weights. One optimiser step is any number of `forward_backward` calls, then `optim_step`."""
 
-    def forward_backward(self, batch: TokenBatch, loss: Loss) -> Mapping[str, float]:
-        """Adds the gradient of `loss` on `batch` to what has gathered since the last step; returns metrics.
+    def forward_backward(self, sequences: Sequence[TokenSequence], loss: Loss) -> Mapping[str, float]:
+        """Adds the gradient of `loss` on all `sequences` to what has gathered since the last step; returns metrics.
 
-        Raises: ProofError when the loss is not finite (no gradient is added) or no token is trained.
+        Metrics: `loss`, `num_trained` (tokens), `num_tokens` (that went through the model), `num_microbatches`.
+        How the learner splits and packs the sequences never changes the result. When it raises, what had gathered is dropped.
+        Raises: NotFiniteError when the loss is not finite; ProofError when a sequence trains no token; ModelError for token
+        ids outside the vocabulary; EnvironmentFailure when memory runs out.
         """
         ...
 
     def optim_step(self, lr: float) -> Mapping[str, float]:
-        """Updates the weights with the gathered gradient, then clears it; returns metrics.
+        """Updates the weights with the gathered gradient, then clears it; returns `lr`, `grad_norm` and `grad_norm_clipped`.
 
-        Raises: ProofError when no gradient was gathered or it is not finite (the weights stay as they were).
+        Raises: ProofError when no gradient was gathered; NotFiniteError when it is not finite (the weights stay as they were).
         """
         ...
 
     def save_state(self, path: Path) -> None:
-        """Writes to the folder `path` all that `load_state` needs to go on exactly as if nothing had happened."""
+        """Writes into the folder `path` all that `load_state` needs to go on exactly as if nothing had happened.
+
+        Raises: StorageError when it cannot be written.
+        """
         ...
 
     def load_state(self, path: Path) -> None:
-        """Takes weights, optimiser and step count from a folder that `save_state` wrote."""
+        """Takes weights, optimiser and step count from a folder that `save_state` wrote. Raises: ModelError."""
         ...
 
     def publish_weights(self, path: Path) -> int:
         """Writes the weights as a Hugging Face folder for an engine; returns their version (optimiser steps taken)."""
+        ...
+
+    def weights_digest(self) -> str:
+        """Returns the sha256 (hex) of what is trained: names, shapes and raw bytes."""
         ...

@@ -57,10 +57,32 @@ class Request:
     seed: int
 
 
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One evaluation's aggregate, the values whose digests are the ledger's line, and what it took (keys under `time/`)."""
+
+    aggregate: dict[str, Any]
+    stages: dict[str, Any]
+    times: dict[str, float]
+
+
 def evaluate(
     run: RunDirectory, task: EvalTask, engine: Engine, decode: Callable[[Sequence[int]], str], step: int = 0
 ) -> dict[str, Any]:
     """Returns the aggregate of evaluating `task`; writes eval/step_<n>.jsonl, eval/step_<n>.json and the ledger's line.
+
+    Raises: ProofError when a resumed completion differs from the one on disk; what the engine raises.
+    """
+    done = evaluate_unrecorded(run, task, engine, decode, step)
+    if not any(line["step"] == step for line in run.read("ledger.jsonl")):
+        write_ledger(run, step, done.stages)
+    return {**done.aggregate, "times": done.times}
+
+
+def evaluate_unrecorded(
+    run: RunDirectory, task: EvalTask, engine: Engine, decode: Callable[[Sequence[int]], str], step: int
+) -> Evaluation:
+    """Returns the evaluation of `task`; writes its two files under eval/ and leaves the ledger to its one writer.
 
     Raises: ProofError when a resumed completion differs from the one on disk; what the engine raises.
     """
@@ -89,11 +111,9 @@ def evaluate(
     aggregate = summarise(rows, tuple(task.graders), step=step, seed=task.seed)
     write_bytes(run.path / f"eval/step_{step}.jsonl", b"".join(json_line(row) for row in rows))
     run.write_json(f"eval/step_{step}.json", aggregate)
-    if not any(line["step"] == step for line in run.read("ledger.jsonl")):
-        write_ledger(run, step, _stages(task, rows))
     rate = clock["tokens"] / clock["sample_s"] if clock["tokens"] else 0.0
     times = {"time/sample_s": clock["sample_s"], "time/grade_s": clock["grade_s"], "time/tokens_per_s": rate}
-    return {**aggregate, "times": times}
+    return Evaluation(aggregate, _stages(task, rows), times)
 
 
 def journal_name(step: int) -> str:
@@ -167,7 +187,7 @@ def _grade(
 ) -> None:
     for request in batch:
         completion = kept[request.index]
-        texts[request.index] = decode(completion.token_ids) if completion.text is None else completion.text
+        texts[request.index] = completion.text or "" if not completion.token_ids else decode(completion.token_ids)
     problems = [task.problems[request.problem_index] for request in batch]
     answers = [texts[request.index] for request in batch]
     given = {name: grade(problems, answers) for name, grade in task.graders.items()}
@@ -192,8 +212,8 @@ def make_row(
         "token_ids": list(completion.token_ids),
         "logprobs": None if completion.logprobs is None else list(completion.logprobs),
         "stop_reason": completion.stop_reason,
-        "num_prompt_tokens": len(prompt.token_ids),
-        "num_completion_tokens": len(completion.token_ids),
+        "num_prompt_tokens": len(prompt.token_ids) or None,
+        "num_completion_tokens": len(completion.token_ids) or (None if completion.text else 0),
         "scores": {name: _fields(score) for name, score in scores.items()},
         "disagreement": disagree(scores),
     }
