@@ -127,12 +127,14 @@ def choose_evaluator(config: SftConfig) -> tuple[str, str]:
     """Returns the evaluator's engine and device, and says which and why."""
     import torch
 
+    from grpo_gsm8k.engines.loading import resolve_device
     from grpo_gsm8k.engines.select import choose_engine, vllm_is_importable
 
     count = torch.cuda.device_count()
     device = config.vllm_device
     if device == "auto":
         device = "cpu" if count == 0 else f"cuda:{min(1, count - 1)}"
+    resolve_device(device)
     name, why = choose_engine(config.eval_engine, has_cuda=device != "cpu", has_vllm=vllm_is_importable())
     log.info("evaluator: engine %s (%s) on %s; torch sees %d CUDA device(s)", name, why.removeprefix("auto: "), device, count)
     return name, device

@@ -21,9 +21,7 @@ from grpo_gsm8k.data.word_problems import generate
 from grpo_gsm8k.runs.directory import read_status
 from grpo_gsm8k.runs.storage import json_line, read_lines
 
-SMALL = (
-    "--max_steps 10 --batch_size 16 --eval_every 4 --save_every 3 --keep_last 2 --eval_examples 32 --lr 2e-3 --warmup_steps 2"
-)
+SMALL = "--max_steps 10 --batch_size 16 --eval_every 4 --save_every 3 --keep_last 2 --eval_examples 32 --lr 2e-3"
 COMMON = [*SMALL.split(), "--eval_max_new_tokens", "40", "--graders", "numeric", "--wandb", "disabled"]
 EXACT = ("ledger.jsonl",)
 
@@ -192,11 +190,11 @@ def test_resuming_with_changed_data_or_options_is_refused_unless_allowed(materia
         (["--eval_set_path", "plain.jsonl"], "plain.jsonl:1", 2),
         (["--data_path", "gone.jsonl"], "gone.jsonl", 2),
         (["--data_path", "no_response.jsonl"], "no_response.jsonl:1", 2),
-        (["--max_total_tokens", "20"], "longer than", 2),
+        (["--max_total_tokens", "20"], "more than max_total_tokens 20", 2),
         (["--warmup_steps", "99"], "warmup_steps is 99", 2),
         (["--lora_rank", "4", "--lora_target", "q_prj"], "q_proj", 2),
         (["--learner_device", "cuda:0"], "no CUDA device", 1),
-        (["--vllm_device", "cuda:1"], "cuda:1", 2),
+        (["--vllm_device", "cuda:1"], "cuda:1 asked for", 1),
         (["--eval_engine", "vllm"], "not installed", 1),
     ],
 )
