@@ -93,6 +93,7 @@ def to_problems(rows: Iterable[tuple[str, Row]], shape: RowShape, prefix: str) -
             gold = shape.gold(row)
         except ValueError as error:
             raise DataError(f"{place}: {error}") from None
+        _whole(gold, "gold", place)
         meta = {column: row[column] for column in shape.meta if column in row}
         problems.append(Problem(f"{group}/{counts[group]:05d}-{question_hash(question)}", question, answer, gold, meta))
         counts[group] += 1
@@ -105,7 +106,19 @@ def _text(row: Row, column: str, place: str) -> str:
     value = row[column]
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{place}: {column!r} is {'empty' if value == '' else repr(value)[:60]}; text is needed")
-    return value
+    return _whole(value, column, place)
+
+
+def _whole(text: str, column: str, place: str) -> str:
+    r"""Half a character (JSON's "\ud800" alone) cannot be tokenized, nor written as UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            rf"{place}: {column!r} has half a character, \u{ord(text[error.start]):04x}, at position {error.start}; "
+            "give the whole character, or leave it out"
+        ) from None
+    return text
 
 
 def _slug(text: str) -> str:
@@ -164,12 +177,12 @@ def _any_problem(place: str, row: Row, made_id: str) -> Problem:
     identity = row.get("id", f"{made_id}-{question_hash(question)}")
     if not isinstance(identity, (str, int)) or isinstance(identity, bool) or identity == "":
         raise DataError(f"{place}: 'id' is {identity!r}; text is needed")
-    return Problem(str(identity), question, answer, gold, meta)
+    return Problem(_whole(str(identity), "id", place), question, answer, gold, meta)
 
 
 def _scalar(value: Any, name: str, place: str) -> str:
     if isinstance(value, str):
-        return value
+        return _whole(value, name, place)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
     raise DataError(f"{place}: {name!r} is {type(value).__name__}; text or a number is needed")

@@ -6,6 +6,9 @@ where they are known: of `openai/gsm8k`'s files at one commit, and of GSM8K's ro
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,23 +118,33 @@ def find_dataset(name: str) -> Published | Generated:
 def local_files(source: Path, dataset: Published) -> dict[str, list[RawFile]]:
     """Returns the data files of a local file or folder by split, hashed.
 
-    A file is the training split (the test split of a data set that has no other). In a folder, a split is in the files of
-    the hub's own layout (as a raw snapshot has them), or in `<split>.jsonl`, `<split>.parquet` or `<split>-*.parquet`.
-    Raises: DataError when nothing is found, or a split is there twice.
+    A file is the training split, unless "test" is a word of its name and "train" is not (`test.jsonl`, `gsm8k_test.jsonl`,
+    `test-00000-of-00001.parquet`) or the data set has no training split: then it is the test split, and nothing of it is held
+    out. In a folder, a split is in the files of the hub's own layout (as a raw snapshot has them), or in `<split>.jsonl`,
+    `<split>.parquet` or `<split>-*.parquet`.
+    Raises: DataError when nothing is found, a split is there twice, or a path cannot be read.
     """
+    try:
+        return _local_files(source, dataset)
+    except (OSError, RuntimeError) as error:  # RuntimeError: pathlib's word for a loop of links
+        raise DataError(f"{source}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def _local_files(source: Path, dataset: Published) -> dict[str, list[RawFile]]:
     if source.is_file():
-        split = "train" if "train" in dataset.files else "test"
-        return {split: [_local(source.name, source)]}
+        return {_split_of_file(source, dataset): [_local(source.name, source)]}
     if not source.is_dir():
+        with contextlib.suppress(FileNotFoundError):
+            source.stat()  # a loop of links is neither file nor folder, and says so here
         raise DataError(
             f"{source}: no such file or folder; --source is a .jsonl or .parquet file, or a folder with train and test"
         )
     found = {}
     for split, published in dataset.files.items():
         layouts = [
-            [source / path for path in published if (source / path).is_file()],
-            sorted(source.glob(f"{split}.jsonl")),
-            sorted(source.glob(f"{split}.parquet")) + sorted(source.glob(f"{split}-*.parquet")),
+            _present(source, published),
+            _present(source, (f"{split}.jsonl",)),
+            _present(source, (f"{split}.parquet",)) + sorted(source.glob(f"{split}-*.parquet")),
         ]
         layouts = [layout for i, layout in enumerate(layouts) if layout and layout not in layouts[:i]]
         if len(layouts) > 1:
@@ -140,11 +153,22 @@ def local_files(source: Path, dataset: Published) -> dict[str, list[RawFile]]:
         if layouts:
             found[split] = [_local(path.relative_to(source).as_posix(), path) for path in layouts[0]]
         if layouts and layouts[0][0] == source / published[0] and len(layouts[0]) < len(published):
-            missing = next(path for path in published if not (source / path).is_file())
+            missing = next(path for path in published if not os.path.lexists(source / path))
             raise DataError(f"{source}: {missing} is missing; {dataset.name} needs all of {', '.join(published)}")
     if not found:
         raise DataError(f"{source}: no {' or '.join(f'{s}.jsonl, {s}.parquet' for s in dataset.files)} in this folder")
     return found
+
+
+def _present(folder: Path, names: tuple[str, ...]) -> list[Path]:
+    """A link that leads nowhere is present: to pass over it would drop its split without a word."""
+    return [folder / name for name in names if os.path.lexists(folder / name)]
+
+
+def _split_of_file(source: Path, dataset: Published) -> str:
+    words = set(re.split(r"[^a-z0-9]+", source.stem.lower()))
+    is_test = "train" not in dataset.files or ("test" in words and "train" not in words)
+    return "test" if is_test else "train"
 
 
 def _local(name: str, path: Path) -> RawFile:

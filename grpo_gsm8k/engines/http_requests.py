@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -18,6 +19,9 @@ RETRIED = frozenset({408, 409, 425, 429})  # and every 5xx
 BACKOFF_BASE_S = 0.5
 BACKOFF_LIMIT_S = 30.0
 LONGEST_RETRY_AFTER_S = 120.0
+
+
+Fault = Callable[[dict[str, Any]], str | None]  # says what is broken in an answer, or None
 
 
 class Refusal(Exception):
@@ -71,14 +75,19 @@ class Sender:
     # Its own generator: back-off must not consume the run's seeded randomness.
     _jitter: random.Random = field(default_factory=random.Random, init=False)
 
-    async def post(self, client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Returns the server's JSON object.
+    async def post(
+        self, client: httpx.AsyncClient, path: str, body: dict[str, Any], fault: Fault | None = None
+    ) -> dict[str, Any]:
+        """Returns the server's JSON object; one in which `fault` finds something broken is asked for again.
 
         Raises: Refusal for an answer that will not change; EngineError when every retry failed.
         """
         for attempt in range(self.max_retries + 1):
             try:
-                return await self._post_once(client, path, body)
+                answer = await self._post_once(client, path, body)
+                if fault is not None and (broken := fault(answer)) is not None:
+                    raise _Passing(broken)
+                return answer
             except _Passing as failure:
                 if attempt == self.max_retries:
                     raise EngineError(f"{client.base_url.host}: {failure} ({attempt + 1} attempts)") from failure

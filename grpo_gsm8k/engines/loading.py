@@ -5,9 +5,12 @@ Torch and transformers are imported inside the functions, so that naming this mo
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grpo_gsm8k.engines.weight_names import some_names
 from grpo_gsm8k.errors import EngineError, HubError, ModelError, unknown_name
 
 if TYPE_CHECKING:
@@ -31,6 +34,8 @@ def resolve_model_id(model_id: str) -> str:
     path = Path(model_id).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
+            if (path / "adapter_config.json").is_file():
+                raise ModelError(f"{model_id!r} is an adapter, not a model: give its base model, and this as the adapter")
             raise ModelError(f"{model_id!r} is not a model folder: it holds no config.json")
         return str(path)
     if path.is_file():
@@ -47,13 +52,14 @@ def load_tokenizer(model_id: str, revision: str | None = None) -> PreTrainedToke
     """
     from transformers import AutoTokenizer
 
+    quieten_transformers()
     source = resolve_model_id(model_id)
     if Path(source).is_dir() and not any((Path(source) / name).is_file() for name in TOKENIZER_FILES):
         raise ModelError(f"model folder {model_id!r} holds no tokenizer (looked for {', '.join(TOKENIZER_FILES)})")
     try:
         return AutoTokenizer.from_pretrained(source, revision=_revision(source, revision))
     except Exception as error:
-        raise _load_failure("tokenizer", model_id, revision, error) from error
+        raise load_failure("tokenizer", model_id, revision, error) from error
 
 
 def load_model(
@@ -73,11 +79,14 @@ def load_model(
     """
     import torch
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    from grpo_gsm8k.engines.adapters import merge_adapter, read_adapter_config
+
+    quieten_transformers()
     place = resolve_device(device)
     source = resolve_model_id(model_id)
+    if adapter is not None:
+        read_adapter_config(Path(adapter))  # what is wrong with it is said before a large model is read
     kwargs: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -85,20 +94,15 @@ def load_model(
             revision=_revision(source, revision),
             dtype=resolve_dtype(dtype, place),
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are listed, for us to refuse
             **kwargs,
         )
     except Exception as error:
-        raise _load_failure("model", model_id, revision, error) from error
+        raise load_failure("model", model_id, revision, error) from error
     model, report = loaded
-    # transformers fills what a checkpoint lacks with random numbers, and only warns.
-    absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-    if absent:
-        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
-        raise ModelError(
-            f"the weights of {model_id!r} do not fit its config: {', '.join(absent[:3])}{more} missing or misshapen"
-        )
+    _refuse_misfit(model_id, report)
     if adapter is not None:
-        model = _merge_adapter(model, Path(adapter))
+        model = merge_adapter(model, Path(adapter))
     placed: PreTrainedModel = torch.nn.Module.to(model, place)
     placed.train(False)
     return placed
@@ -160,20 +164,39 @@ def _revision(source: str, revision: str | None) -> str:
     return "main" if revision is None or Path(source).is_dir() else revision
 
 
-def _merge_adapter(model: Any, adapter: Path) -> Any:
-    from peft import PeftModel
+def quieten_transformers() -> None:
+    """Keeps transformers' warnings (reports of many lines) and bars off stderr: what matters of them is checked and said by us.
 
-    if not (adapter / "adapter_config.json").is_file():
-        raise ModelError(f"{str(adapter)!r} is not a PEFT adapter folder: it holds no adapter_config.json")
-    try:
-        return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    except Exception as error:
-        raise ModelError(f"adapter {str(adapter)!r} does not fit the model: {_one_line(error)}") from error
+    The environment variable TRANSFORMERS_VERBOSITY still decides where it is set.
+    """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if not os.environ.get("TRANSFORMERS_VERBOSITY"):
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
-def _load_failure(what: str, model_id: str, revision: str | None, error: Exception) -> ModelError | HubError:
-    """Says in one line why transformers could not load: its own messages run over many."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+def _refuse_misfit(model_id: str, report: Mapping[str, Any]) -> None:
+    """transformers fills what a checkpoint lacks with random numbers, drops what it has no place for, and only warns."""
+    says = f"the weights of {model_id!r} do not fit its config"
+    if report["missing_keys"]:
+        raise ModelError(f"{says}: {some_names(sorted(report['missing_keys']))} missing")
+    if report["mismatched_keys"]:
+        wrong = [f"{name} is {tuple(there)}, not {tuple(needed)}" for name, there, needed in sorted(report["mismatched_keys"])]
+        raise ModelError(f"{says}: {some_names(wrong)}")
+    if report["unexpected_keys"]:
+        raise ModelError(f"{says}: the model has no {some_names(sorted(report['unexpected_keys']))}")
+
+
+def load_failure(what: str, model_id: str, revision: str | None, error: Exception) -> ModelError | HubError:
+    """Returns in one line why transformers could not load the tokenizer, model or config: its own messages run over many."""
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     at = f"{model_id!r}" if revision is None else f"{model_id!r} at revision {revision!r}"
     chain: list[BaseException] = []
@@ -181,23 +204,31 @@ def _load_failure(what: str, model_id: str, revision: str | None, error: Excepti
     while cause is not None and cause not in chain:
         chain.append(cause)
         cause = cause.__cause__ or cause.__context__
-    kinds = {type(link).__name__ for link in chain}
     if any(isinstance(link, GatedRepoError) for link in chain):
         return ModelError(f"{at} is gated on the hub: accept its terms there and set HF_TOKEN")
     if any(isinstance(link, RevisionNotFoundError) for link in chain):
         return ModelError(f"the hub has no such revision: {at}")
     if any(isinstance(link, RepositoryNotFoundError) for link in chain):
         return ModelError(f"the hub has no model {at}; give an existing folder, a hub id (owner/name) or {TINY!r}")
-    offline = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectionError", "ConnectTimeout"}
-    if kinds & offline:
-        return ModelError(
+    if any(isinstance(link, HfHubHTTPError) and not isinstance(link, EntryNotFoundError) for link in chain):
+        return HubError(f"the hub failed while loading the {what} of {at}: {one_line(error)}")
+    if any(isinstance(link, _no_connection()) for link in chain):
+        return HubError(
             f"cannot load the {what} of {at}: it is no folder, not in the local cache, and the hub cannot be reached"
         )
-    if "HfHubHTTPError" in kinds:
-        return HubError(f"the hub failed while loading the {what} of {at}: {_one_line(error)}")
-    return ModelError(f"cannot load the {what} of {at}: {_one_line(error)}")
+    if "above report" in str(error):
+        return ModelError(f"cannot load the {what} of {at}: its tensors cannot be converted to this architecture")
+    return ModelError(f"cannot load the {what} of {at}: {one_line(error)}")
 
 
-def _one_line(error: BaseException, limit: int = 300) -> str:
+def _no_connection() -> tuple[type[Exception], ...]:
+    import httpx
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    return LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.TransportError, ConnectionError
+
+
+def one_line(error: BaseException | str, limit: int = 300) -> str:
+    """Returns an error's message as one line of at most `limit` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"

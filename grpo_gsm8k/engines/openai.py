@@ -77,6 +77,7 @@ class OpenAIEngine:
         # Made once: reading the certificates takes longer than a request. Plain http has nothing to verify.
         self._verify = httpx.create_ssl_context() if self._base_url.scheme == "https" else False
         self._sender = Sender(timeout_s, max_retries, Pace(requests_per_minute), secret=key)
+        self._passed_logprobs = False
         self._extended, self._gives_token_ids = _run(self._probe())
 
     @property
@@ -123,16 +124,20 @@ class OpenAIEngine:
         raise EngineError(f"the openai engine cannot take weights (version {version}, {str(path)!r}); use transformers or vllm")
 
     def describe(self) -> Mapping[str, Any]:
-        """Returns what was really got."""
+        """Returns what was really got.
+
+        `vllm_extensions`: the server does as vLLM's parameters ask (one that ignores them gives no token ids).
+        `logprobs_mode` is null until a completion with log-probs was passed on.
+        """
         return {
             "engine": self.name,
             "base_url": str(self._base_url.copy_with(userinfo=b"")),
             "model_id": self._model,
             "api": self._api,
             "concurrency": self._concurrency,
-            "vllm_extensions": self._extended,
+            "vllm_extensions": self._extended and self._gives_token_ids,
             "gives_token_ids": self._gives_token_ids,
-            "logprobs_mode": "processed" if self._processed else "raw",
+            "logprobs_mode": ("processed" if self._processed else "raw") if self._passed_logprobs else None,
             "num_requests": self._sender.num_requests,
             "num_retries": self._sender.num_retries,
         }
@@ -183,7 +188,8 @@ class OpenAIEngine:
 
     async def _complete(self, client: httpx.AsyncClient, prompt: Prompt, sampling: Sampling, seed: int) -> Completion:
         try:
-            answer = await self._sender.post(client, _PATHS[self._api], self._body(prompt, sampling, seed, self._extended))
+            body = self._body(prompt, sampling, seed, self._extended)
+            answer = await self._sender.post(client, _PATHS[self._api], body, self._fault)
         except Refusal as refusal:
             raise self._explain(refusal, f"problem {prompt.problem_id!r}") from refusal
         try:
@@ -212,8 +218,8 @@ class OpenAIEngine:
         return body
 
     def _read(self, choice: Mapping[str, Any], sampling: Sampling) -> Completion:
-        message = choice.get("message") or {}
-        text = message.get("content") if self._api == "chat" else choice.get("text")
+        text = self._text(choice)
+        assert isinstance(text, str)  # else `_fault` had it asked for again
         token_ids = tuple(choice.get("token_ids") or ())
         logprobs: tuple[float, ...] | None = None
         unchanged = sampling.temperature == 0 or (sampling.temperature, sampling.top_p, sampling.top_k) == (1, 1, 0)
@@ -221,7 +227,25 @@ class OpenAIEngine:
             logprobs = _read_logprobs(choice.get("logprobs"))
             if logprobs is not None and len(logprobs) != len(token_ids):
                 raise EngineError(f"the server gave {len(token_ids)} tokens but {len(logprobs)} log-probs")
-        return Completion(token_ids, logprobs, _stop_reason(choice, text or "", sampling), text or "")
+        self._passed_logprobs = self._passed_logprobs or logprobs is not None
+        return Completion(token_ids, logprobs, _stop_reason(choice, text, sampling), text)
+
+    def _text(self, choice: Mapping[str, Any]) -> Any:
+        if self._api == "completions":
+            return choice.get("text")
+        message = choice.get("message")
+        return message.get("content") if isinstance(message, dict) else None
+
+    def _fault(self, answer: dict[str, Any]) -> str | None:
+        """No text is not an empty text: a completion that is graded must have come from the model."""
+        choice = _choice(answer)
+        if isinstance(self._text(choice), str):
+            return None
+        where = "message.content" if self._api == "chat" else "text"
+        message = choice.get("message")
+        if isinstance(message, dict) and (message.get("reasoning_content") or message.get("reasoning")):
+            return f"the server's answer has reasoning but no {where}; start the server without a reasoning parser"
+        return f"the server's answer has no {where}"
 
     def _explain(self, refusal: Refusal, what: str) -> HarnessError:
         said = f"the server refused {what} (HTTP {refusal.status}): {refusal.reason}"

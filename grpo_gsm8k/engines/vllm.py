@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from grpo_gsm8k.engines.loading import load_tokenizer, resolve_model_id
+from grpo_gsm8k.engines.adapters import check_adapter_fits
+from grpo_gsm8k.engines.loading import load_tokenizer, one_line, resolve_model_id
 from grpo_gsm8k.engines.protocol import Capabilities, OnCompletion
 from grpo_gsm8k.engines.requests import check_request
 from grpo_gsm8k.engines.vllm_setup import (
     LORA_RANKS,
     check_choices,
     lora_rank,
-    one_line,
     read_config,
     resolve_dtype,
     set_environment,
@@ -73,6 +73,9 @@ class VllmEngine:
         source = resolve_model_id(model_id)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model_id, revision)
         self._config = read_config(source, revision)
+        rank = LORA_RANKS[0] if adapter is None else lora_rank(Path(adapter))
+        if adapter is not None:
+            check_adapter_fits(Path(adapter), self._config)  # vLLM itself takes an adapter that is only partly there
         self._lora_path = None if adapter is None else str(adapter)
         self._environment = set_environment(on_cpu)
         self._asked: dict[str, Any] = {
@@ -95,7 +98,7 @@ class VllmEngine:
             "enforce_eager": on_cpu if enforce_eager is None else enforce_eager,
             "enable_chunked_prefill": not on_cpu,  # a chunk of a seeded request rewinds its generator: no CPU one can
             "enable_lora": adapter is not None,
-            "max_lora_rank": LORA_RANKS[0] if adapter is None else lora_rank(Path(adapter)),
+            "max_lora_rank": rank,
         }
         self._in_process = self._environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
         self._engine: Any = _start(model_id, arguments, self._in_process)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import sys
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 
 import torch
 
-from grpo_gsm8k.engines.loading import DTYPES
+from grpo_gsm8k.engines.adapters import read_adapter_config
+from grpo_gsm8k.engines.loading import DTYPES, load_failure, quieten_transformers
 from grpo_gsm8k.errors import EngineError, InputError, ModelError, unknown_name
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM takes for its largest rank
@@ -55,12 +55,14 @@ def set_environment(on_cpu: bool) -> dict[str, str]:
 
 
 def read_config(source: str, revision: str | None) -> Any:
+    """Returns the model's config. Raises: ModelError, HubError."""
     from transformers import AutoConfig
 
+    quieten_transformers()
     try:
         return AutoConfig.from_pretrained(source, revision=None if Path(source).is_dir() else revision)
     except Exception as error:
-        raise ModelError(f"cannot read the config of {source!r}: {one_line(error)}") from error
+        raise load_failure("config", source, revision, error) from error
 
 
 def resolve_dtype(dtype: str, on_cpu: bool, config: Any) -> str:
@@ -75,10 +77,7 @@ def resolve_dtype(dtype: str, on_cpu: bool, config: Any) -> str:
 
 def lora_rank(path: Path) -> int:
     """Returns the smallest of vLLM's rank limits that takes the LoRA adapter in `path`. Raises: ModelError."""
-    try:
-        config = json.loads((path / "adapter_config.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ModelError(f"{str(path)!r} is not a PEFT adapter folder: no adapter_config.json that can be read") from error
+    config = read_adapter_config(path)
     kind, rank = config.get("peft_type"), config.get("r")
     if kind != "LORA" or not isinstance(rank, int) or config.get("modules_to_save"):
         raise ModelError(f"vllm takes LoRA adapters without modules_to_save only; {str(path)!r} is {kind}: merge it first")
@@ -87,9 +86,3 @@ def lora_rank(path: Path) -> int:
     if not fitting:
         raise ModelError(f"adapter {str(path)!r} has rank {max(ranks)}; vllm takes up to {LORA_RANKS[-1]}: merge it first")
     return fitting[0]
-
-
-def one_line(error: BaseException, limit: int = 400) -> str:
-    """Returns an error's message as one line of at most `limit` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -23,10 +23,10 @@ def check_weights_fit(path: Path, config: Any) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     unexpected = sorted(found.keys() - expected.keys())
     if unexpected:
-        raise ModelError(f"weights in {str(path)!r} do not fit the model: it has no {_some(unexpected)}")
+        raise ModelError(f"weights in {str(path)!r} do not fit the model: it has no {some_names(unexpected)}")
     missing = sorted(expected.keys() - found.keys() - model.all_tied_weights_keys.keys())
     if missing:
-        raise ModelError(f"weights in {str(path)!r} do not fit the model: {_some(missing)} missing")
+        raise ModelError(f"weights in {str(path)!r} do not fit the model: {some_names(missing)} missing")
     for name, shape in sorted(found.items()):
         if shape != expected[name]:
             raise ModelError(f"weights in {str(path)!r} do not fit the model: {name} is {shape}, not {expected[name]}")
@@ -56,6 +56,7 @@ def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _some(names: list[str], limit: int = 3) -> str:
+def some_names(names: list[str], limit: int = 3) -> str:
+    """Returns the first `limit` names and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

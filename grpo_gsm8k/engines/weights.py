@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from grpo_gsm8k.engines.weight_names import some_names
 from grpo_gsm8k.errors import ModelError
 
 
@@ -41,13 +42,13 @@ def copy_weights(model: torch.nn.Module, path: Path) -> None:
     live = model.state_dict()
     unexpected = sorted(new.keys() - live.keys())
     if unexpected:
-        raise ModelError(f"weights in {str(path)!r} do not fit the model: it has no {_some(unexpected)}")
+        raise ModelError(f"weights in {str(path)!r} do not fit the model: it has no {some_names(unexpected)}")
     by_memory: dict[int, list[str]] = {}
     for name, tensor in live.items():
         by_memory.setdefault(tensor.data_ptr(), []).append(name)
     missing = sorted(names[0] for names in by_memory.values() if not any(name in new for name in names))
     if missing:
-        raise ModelError(f"weights in {str(path)!r} do not fit the model: {_some(missing)} missing")
+        raise ModelError(f"weights in {str(path)!r} do not fit the model: {some_names(missing)} missing")
     misshapen = sorted(name for name, tensor in new.items() if tensor.shape != live[name].shape)
     if misshapen:
         name = misshapen[0]
@@ -57,12 +58,7 @@ def copy_weights(model: torch.nn.Module, path: Path) -> None:
     for names in by_memory.values():
         saved = [name for name in names if name in new]
         if any(not torch.equal(new[saved[0]], new[name]) for name in saved[1:]):
-            raise ModelError(f"weights in {str(path)!r} differ for {_some(saved)}, which the model ties together")
+            raise ModelError(f"weights in {str(path)!r} differ for {some_names(saved)}, which the model ties together")
     with torch.no_grad():
         for name, tensor in new.items():
             live[name].copy_(tensor)
-
-
-def _some(names: list[str], limit: int = 3) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

@@ -54,6 +54,8 @@ def test_the_gsm8k_row_with_line_separators_is_one_row(gsm8k_dir: Path) -> None:
         (b'{"a": 1}\n{"a": 2', ":2: not JSON"),
         (b'{"a": 1}\n[1]\n', ":2: a JSON object is needed, and this is list"),
         (b'{"a": "\xff"}\n', ":1: not UTF-8 (byte 8 of the line)"),
+        (b'\xef\xbb\xbf{"a": 1}\n', ":1: begins with a byte-order mark; save it as plain UTF-8"),
+        ('{"a": 1}\n'.encode("utf-16"), ":1: begins with a byte-order mark; save it as plain UTF-8"),
         (b'{"a": NaN}\n', ":1: not JSON that can be read (NaN is no JSON number)"),
         (b'{"a": ' + b"[" * 200_000 + b"}\n", ":1: not JSON"),
         (b'{"a": ' + b"9" * 5000 + b"}\n", ":1: not JSON that can be read"),
@@ -72,6 +74,15 @@ def test_a_missing_file_and_a_folder_are_said(tmp_path: Path) -> None:
         load_jsonl(tmp_path / "none.jsonl")
     with pytest.raises(DataError, match="cannot be read"):
         load_jsonl(tmp_path)
+
+
+def test_a_path_that_cannot_be_followed_is_said(tmp_path: Path) -> None:
+    loop = tmp_path / "loop.jsonl"
+    loop.symlink_to(loop)
+    for path in (loop, tmp_path / "a\0b.jsonl", tmp_path / ("x" * 300)):
+        with pytest.raises(DataError, match="cannot be read") as raised:
+            load_jsonl(path)
+        assert "\n" not in str(raised.value)
 
 
 def test_what_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:

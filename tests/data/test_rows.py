@@ -75,6 +75,10 @@ def test_a_problem_written_and_loaded_is_the_same(tmp_path: Path) -> None:
         ({"question": "q", "answer": True}, ":2: 'answer' is bool; text or a number is needed"),
         ({"question": "q", "answer": "#### 1", "meta": 3}, ":2: 'meta' is int; an object is needed"),
         ({"question": "q", "answer": "#### 1", "id": ""}, ":2: 'id' is ''; text is needed"),
+        ({"question": "a\ud800b", "answer": "#### 1"}, r":2: 'question' has half a character, \ud800, at position 1"),
+        ({"question": "q", "answer": "\udfff #### 1"}, r":2: 'answer' has half a character, \udfff, at position 0"),
+        ({"question": "q", "gold": "1\udc00"}, r":2: 'gold' has half a character"),
+        ({"question": "q", "answer": "#### 1", "id": "\ud800"}, r":2: 'id' has half a character"),
         ({"id": "first", "question": "q", "answer": "#### 1"}, ":2: the id 'first' was given to an earlier row"),
     ],
 )
@@ -83,6 +87,18 @@ def test_a_bad_row_is_one_line_naming_its_place(tmp_path: Path, row: dict[str, A
     with pytest.raises(DataError) as raised:
         load_problems(path)
     assert str(raised.value).startswith(f"{path}{message}") and "\n" not in str(raised.value)
+
+
+def test_half_a_character_in_a_published_row_is_named_once(tmp_path: Path) -> None:
+    for name, row, column in (
+        ("gsm8k", {"question": "a\ud800b", "answer": "#### 1"}, "question"),
+        ("math500", {"problem": "p", "solution": "s", "answer": "\ud800"}, "gold"),
+    ):
+        dataset = DATASETS[name]
+        assert isinstance(dataset, Published)
+        with pytest.raises(DataError) as raised:
+            to_problems([("x.jsonl:7", row)], dataset.shape, "x")
+        assert str(raised.value).startswith(f"x.jsonl:7: {column!r} has half a character, \\ud800")
 
 
 def test_parquet_and_jsonl_of_the_same_rows_are_the_same_problems(

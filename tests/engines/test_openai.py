@@ -197,6 +197,58 @@ def test_a_passing_failure_is_retried_and_nothing_is_lost(serve, trouble: str) -
         assert time.monotonic() - started >= 0.4
 
 
+BROKEN = {
+    "completions": ({"text": None}, {}, {"text": 5}),
+    "chat": ({"message": {"role": "assistant", "content": None}}, {"message": {}}, {"message": None}, {}),
+}
+
+
+@pytest.mark.parametrize("api", BROKEN)
+def test_an_answer_without_text_is_asked_for_again_and_is_never_an_empty_completion(serve, api) -> None:
+    for broken in BROKEN[api]:
+        reply = Reply(body={"choices": [{"finish_reason": "stop", "token_ids": [], **broken}]})
+
+        def once(request: Request, reply: Reply = reply) -> Reply:
+            return reply if request.attempt == 0 else echo(request)
+
+        engine = OpenAIEngine(serve(after_probe(once)).url, "m", api=api)
+        (completion,) = engine.generate(prompts_of(1), Sampling(max_tokens=8), [4])
+        assert completion.text == "say 4"
+        assert engine.describe()["num_retries"] == 1
+        engine = OpenAIEngine(serve(after_probe(lambda request, reply=reply: reply)).url, "m", api=api, max_retries=2)
+        with pytest.raises(EngineError, match=r"the server's answer has no (text|message\.content) \(3 attempts\)"):
+            engine.generate(prompts_of(1), Sampling(max_tokens=8), [4])
+
+
+def test_an_empty_text_is_an_empty_completion(serve) -> None:
+    server = serve(after_probe(lambda request: vllm_answer("", [2], [-0.5])))
+    (completion,) = OpenAIEngine(server.url, "m").generate(prompts_of(1), Sampling(max_tokens=8), [0])
+    assert completion.text == ""
+
+
+def test_reasoning_split_off_by_the_server_says_what_to_do(serve) -> None:
+    message = {"role": "assistant", "content": None, "reasoning_content": "so 2 + 2 = 4"}
+    server = serve(after_probe(lambda request: Reply(body={"choices": [{"finish_reason": "length", "message": message}]})))
+    with pytest.raises(EngineError, match="without a reasoning parser"):
+        OpenAIEngine(server.url, "m", api="chat", max_retries=0).generate(prompts_of(1), Sampling(max_tokens=8), [0])
+
+
+def test_the_description_says_only_what_the_server_really_did(serve) -> None:
+    def deaf(request: Request) -> Reply:  # takes vLLM's parameters and ignores them
+        return Reply(body={"choices": [{"text": "x", "finish_reason": "stop", "logprobs": None}]})
+
+    engine = OpenAIEngine(serve(deaf).url, "m")
+    engine.generate(prompts_of(1), Sampling(max_tokens=8), [0])
+    said = engine.describe()
+    assert (said["vllm_extensions"], said["gives_token_ids"], said["logprobs_mode"]) == (False, False, None)
+    for sampling, mode in ((Sampling(temperature=0.7, max_tokens=8), None), (Sampling(max_tokens=8), "raw")):
+        engine = OpenAIEngine(serve(echo).url, "m")
+        assert engine.describe()["logprobs_mode"] is None
+        engine.generate(prompts_of(1), sampling, [0])
+        said = engine.describe()
+        assert (said["vllm_extensions"], said["gives_token_ids"], said["logprobs_mode"]) == (True, True, mode)
+
+
 def test_a_failure_that_does_not_pass_ends_in_one_line(serve) -> None:
     server = serve(after_probe(lambda request: Reply(500, {"error": {"message": "CUDA\nerror"}})))
     with pytest.raises(EngineError, match=r"HTTP 500: CUDA error \(3 attempts\)"):

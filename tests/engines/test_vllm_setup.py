@@ -72,6 +72,7 @@ def test_a_float32_checkpoint_is_never_narrowed() -> None:
 def write_adapter(folder: Path, **config: Any) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8} | config))
+    (folder / "adapter_model.safetensors").write_bytes(b"")
     return folder
 
 
