@@ -184,6 +184,7 @@ class SftConfig(RunOptions, TrackerOptions, LearnerConfig, TrainEvalConfig):
     )
     max_total_tokens: int = option(2048, "Tokens of the longest example that is trained on.", min=2)
     overlong: str = option("refuse", "What is done with longer examples; never cut.", choices=("refuse", "drop"))
+    allow_overlap: bool = option(False, "Train although training examples are problems of the eval set, on record.")
     batch_size: int = option(64, "Examples of one optimiser step.", min=1)
     max_steps: int | None = option(None, "Optimiser steps; none: as num_epochs says.", min=1)
     num_epochs: int = option(1, "Passes over the data where max_steps is none.", min=1)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from grpo_gsm8k.config import DataPrepConfig, EvalConfig, PretokenizeConfig, RenderEvalConfig
+from grpo_gsm8k.config import DataPrepConfig, EvalConfig, PretokenizeConfig, RenderEvalConfig, SftConfig
 from grpo_gsm8k.options import options_table, presets
 from grpo_gsm8k.prompts import list_templates
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "options.md"
 COMMANDS = {
     "eval": EvalConfig,
+    "sft": SftConfig,
     "data prep": DataPrepConfig,
     "data pretokenize": PretokenizeConfig,
     "data render-eval": RenderEvalConfig,
+    "data render-pairs": RenderPairsConfig,
 }
 
 

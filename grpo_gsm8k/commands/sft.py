@@ -34,6 +34,7 @@ def train_started(start: Started[SftConfig]) -> None:
     """Does the work of a training run inside its run; what is wrong with data or eval set is said before weights are loaded."""
     from grpo_gsm8k.commands.training import (
         build_schedule,
+        check_overlap,
         open_evaluator,
         open_learner,
         open_record,
@@ -51,6 +52,7 @@ def train_started(start: Started[SftConfig]) -> None:
     data = read_examples(config, tokenizer)
     model = model_record(config.model_id, config.model_revision)
     record_data(start, {"files": [*model, {**data.record, "role": "training data"}, eval_set.record]})
+    start.run.write_json("overlap.json", check_overlap(config, data, eval_set))
     schedule = build_schedule(config, len(data.sequences))
     log.info(
         "%d examples (%d dropped), %d steps of %d, evaluated on %d problems every %d steps",

@@ -16,7 +16,7 @@ from grpo_gsm8k.commands.start import Started
 from grpo_gsm8k.config import SftConfig
 from grpo_gsm8k.data.prepared import file_record
 from grpo_gsm8k.data.rendered_eval import load_rendered_eval_set, rendered_meta
-from grpo_gsm8k.errors import ConfigError
+from grpo_gsm8k.errors import ConfigError, ProofError
 from grpo_gsm8k.learners.native import NativeLearner
 from grpo_gsm8k.learners.options import AdamWOptions, LearnerOptions, LoraOptions
 from grpo_gsm8k.learners.rng import restore_rng, save_rng
@@ -28,19 +28,25 @@ from grpo_gsm8k.runs.checkpoints import Checkpoints, find_checkpoint
 from grpo_gsm8k.runs.metrics import MetricsWriter, WandbTracker
 from grpo_gsm8k.runs.storage import digest
 from grpo_gsm8k.training_data.jsonl_examples import Limits
+from grpo_gsm8k.training_data.overlap import overlapping
 from grpo_gsm8k.training_data.reading import TrainingData, read_training_data
-from grpo_gsm8k.types import Sampling
+from grpo_gsm8k.types import Prompt, Sampling
 
 log = logging.getLogger("grpo_gsm8k")
 
 
 @dataclass(frozen=True)
 class TrainEvalSet:
-    """The eval set of a training run: how many problems are used, the strings that end a completion, its file's record."""
+    """The eval set of a training run: the prompts that are used, the strings that end a completion, its file's record."""
 
-    num_problems: int
+    prompts: list[Prompt]
     stop: tuple[str, ...]
     record: dict[str, Any]
+
+    @property
+    def num_problems(self) -> int:
+        """How many problems are evaluated."""
+        return len(self.prompts)
 
 
 def read_examples(config: SftConfig, tokenizer: Any) -> TrainingData:
@@ -51,10 +57,23 @@ def read_examples(config: SftConfig, tokenizer: Any) -> TrainingData:
 def read_eval_set(config: SftConfig, tokenizer: Any) -> TrainEvalSet:
     """Returns the eval set of a config, checked line by line. Raises: DataError."""
     path = Path(str(config.eval_set_path))
-    problems = load_rendered_eval_set(path, tokenizer)
+    prompts = [prompt for _, prompt in load_rendered_eval_set(path, tokenizer)][: config.eval_examples]
     stop = tuple((rendered_meta(path) or {}).get("stop", ()))
-    num_problems = len(problems) if config.eval_examples is None else min(len(problems), config.eval_examples)
-    return TrainEvalSet(num_problems, stop, {**file_record(path), "role": "eval set"})
+    return TrainEvalSet(prompts, stop, {**file_record(path), "role": "eval set"})
+
+
+def check_overlap(config: SftConfig, data: TrainingData, eval_set: TrainEvalSet) -> dict[str, Any]:
+    """Returns the record of training examples that are eval problems. Raises: ProofError when there are, unless allowed."""
+    found = overlapping(data.sequences, eval_set.prompts)
+    examples = ", ".join(f"{ours} is {theirs}" for ours, theirs in found[:3])
+    if found and not config.allow_overlap:
+        raise ProofError(
+            f"{len(found)} training examples are problems of the eval set ({examples}{' …' if len(found) > 3 else ''}); "
+            "take them out, or use --allow-overlap true to train on them, on record"
+        )
+    if found:
+        log.warning("%d training examples are problems of the eval set (%s), as allowed", len(found), examples)
+    return {"num_overlapping": len(found), "pairs": found}
 
 
 @dataclass(frozen=True)

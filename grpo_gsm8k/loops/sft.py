@@ -42,8 +42,9 @@ def train(task: SftTask, learner: Learner, record: TrainingRecord) -> dict[int, 
         task.seed_step(step)
         chosen = batch_indices(len(task.examples), task.batch_size, step, task.seed)
         batch = [task.examples[index] for index in chosen]
-        update = learner.forward_backward(batch, SftLoss(sum(example.num_trained for example in batch)))
-        taken = learner.optim_step(task.learning_rate(step))
+        with record.keeping_failed_batch(step + 1):
+            update = learner.forward_backward(batch, SftLoss(sum(example.num_trained for example in batch)))
+            taken = learner.optim_step(task.learning_rate(step))
         seconds = time.monotonic() - began
         metrics = {
             "train/loss": update["loss"],

@@ -14,11 +14,12 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo_gsm8k.learners.protocol import Learner
+from grpo_gsm8k.learners.protocol import Learner, NotFiniteError
 from grpo_gsm8k.loops.eval_client import EvalClient, EvalOutcome
 from grpo_gsm8k.runs.checkpoints import Checkpoint, Checkpoints, cut_back, is_eval, settle
 from grpo_gsm8k.runs.directory import RunDirectory
@@ -110,6 +111,16 @@ class TrainingRecord:
         with Progress("training", self._schedule.num_steps, done=self._first_step, unit="steps") as self._progress:
             yield from range(self._first_step, self._schedule.num_steps)
 
+    @contextmanager
+    def keeping_failed_batch(self, step: int) -> Iterator[None]:
+        """Writes failed_batch.json, the sequences in which a loss or gradient was not finite, when the body raises so."""
+        try:
+            yield
+        except NotFiniteError as error:
+            failed = {"step": step, "reason": str(error), "sequence_ids": list(error.sequence_ids)}
+            self._run.write_json("failed_batch.json", failed)
+            raise
+
     def after_update(self, step: int, metrics: Mapping[str, float], stages: Mapping[str, Any]) -> None:
         """Records the step (`stages`: the ledger's digests and exact values, in the order in which they happen)."""
         waited = self._evaluate(step) if self._schedule.evaluates(step) else 0.0
@@ -147,6 +158,7 @@ class TrainingRecord:
         for outcome in outcomes:
             self._evals[outcome.step] = dict(outcome.aggregate)
             self._metrics.log(outcome.step, {**self._summarise(outcome.aggregate), **outcome.times})
+            self._metrics.log_rows(outcome.step, self._run.read(f"eval/step_{outcome.step}.jsonl"))
             self._run.append(LEDGER, {"step": outcome.step, **{f"eval/{key}": value for key, value in outcome.stages.items()}})
 
     def _save(self, step: int) -> None:

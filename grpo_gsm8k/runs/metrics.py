@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grpo_gsm8k.errors import EnvironmentFailure, ProofError
@@ -18,6 +18,7 @@ log = logging.getLogger("grpo_gsm8k")
 
 METRICS = "metrics.jsonl"
 LEDGER = "ledger.jsonl"
+TABLE_ROWS = 20
 
 
 class MetricsWriter:
@@ -35,6 +36,11 @@ class MetricsWriter:
         self._run.append(METRICS, {"step": step, **metrics})
         if self._tracker is not None:
             self._tracker.log(step, metrics)
+
+    def log_rows(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Shows some rows of an evaluation to W&B as a table; eval/step_<n>.jsonl has them all."""
+        if self._tracker is not None:
+            self._tracker.log_table(step, rows[:: max(1, len(rows) // TABLE_ROWS)][:TABLE_ROWS])
 
     def close(self) -> None:
         """Ends the sinks."""
@@ -68,11 +74,22 @@ class WandbTracker:
             raise EnvironmentFailure(
                 f"W&B ({mode}) did not start: {' '.join(str(error).split())}; use --wandb offline"
             ) from None
+        self._session.define_metric("*", step_metric="step")  # evaluations arrive after later steps' metrics
         log.info("W&B %s, project %s (%.1f s)", mode, project, time.monotonic() - started)
 
     def log(self, step: int, metrics: Mapping[str, float | int]) -> None:
         """Sends the metrics of a step."""
-        self._session.log(dict(metrics), step=step)
+        self._session.log({**metrics, "step": step})
+
+    def log_table(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Sends trajectories with their gold answers and verdicts."""
+        import wandb
+
+        table = wandb.Table(columns=["step", "problem", "question", "completion", "gold", "verdicts"])
+        for row in rows:
+            verdicts = ", ".join(f"{name} {score['status']}" for name, score in row["scores"].items())
+            table.add_data(step, row["problem_id"], row["question"], row["completion"], row["gold"], verdicts)
+        self._session.log({f"eval/trajectories_step_{step}": table})
 
     def close(self) -> None:
         """Ends the W&B run."""

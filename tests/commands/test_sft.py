@@ -221,6 +221,19 @@ def test_bad_input_is_one_line_before_any_step(
     assert not list((only_run(tmp_path)).glob("checkpoints/*"))
 
 
+def test_training_on_the_eval_set_is_refused_unless_allowed_on_record(material: Path, tmp_path: Path) -> None:
+    leaked = here(tmp_path, "data", "render-pairs", "--infile", str(material / "val.jsonl"), "--outfile", "leak.jsonl")
+    assert leaked.returncode == 0
+    arguments = ["--data_path", "leak.jsonl", "--eval_set_path", str(material / "eval.jsonl"), *COMMON, "--artifacts_dir", "a"]
+    refused = here(tmp_path, "sft", *arguments)
+    assert refused.returncode == 1
+    assert "32 training examples are problems of the eval set" in refused.stderr
+    done = here(tmp_path, "sft", *arguments, "--allow_overlap", "true")
+    assert done.returncode == 0, done.stderr
+    (run,) = (path for path in (tmp_path / "a/runs").iterdir() if read_status(path)["state"] == "completed")
+    assert json.loads((run / "overlap.json").read_bytes())["num_overlapping"] == 32
+
+
 def test_sft_needs_data_and_an_eval_set(tmp_path: Path) -> None:
     done = here(tmp_path, "sft")
     assert done.returncode == 2

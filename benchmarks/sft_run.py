@@ -1,0 +1,82 @@
+"""What strict asynchronous evaluation costs: trained tokens a second of a whole `sft` run against its updates alone.
+
+    python benchmarks/sft_run.py [--steps 120] [--eval-every 20] [--runs 3]
+
+The same run (tiny model, generated pairs, 1 thread for the learner, 1 for the evaluator) twice: evaluated every so often, and
+evaluated at its first and last step only. Both take turns, medians are printed, and the seconds that saving, publishing and
+waiting for the evaluator took. Also the seconds of saving a checkpoint and of a resumed run until its first new step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from grpo_gsm8k.data.word_problems import generate
+from grpo_gsm8k.runs.storage import json_line, read_lines
+
+
+def cli(folder: Path, *arguments: str) -> None:
+    """Runs the command line in a folder."""
+    subprocess.run([sys.executable, "-m", "grpo_gsm8k.cli", *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def train(folder: Path, steps: int, eval_every: int) -> dict[str, float]:
+    """Returns what one run took, from its own metrics."""
+    name = tempfile.mkdtemp(dir=folder)
+    common = (
+        f"--max_steps {steps} --eval_every {eval_every} --save_every 40 --lr 1e-3 --eval_max_new_tokens 48 --wandb disabled"
+    )
+    data = f"--data_path pairs.jsonl --eval_set_path eval.jsonl --graders numeric --artifacts_dir {name}"
+    cli(folder, "sft", *common.split(), *data.split())
+    (run,) = (Path(name) / "runs").iterdir()
+    rows = list(read_lines(run / "metrics.jsonl"))
+    updates = [row for row in rows if "train/loss" in row][5:]  # the first steps warm up
+    evals = [row for row in rows if "time/eval_s" in row]
+    saves = [row["time/save_s"] for row in read_lines(run / "checkpoints.jsonl") if "time/save_s" in row]
+    seconds: Any = sum(row["time/update_s"] for row in updates)
+    return {
+        "trained tokens/s in updates": sum(row["train/num_trained"] for row in updates) / seconds,
+        "updates s": seconds,
+        "waited for the evaluator s": sum(row["time/eval_wait_s"] for row in updates),
+        "evaluations": len(evals),
+        "evaluation s, in its own process": sum(row["time/eval_s"] for row in evals),
+        "save s, each": statistics.median(saves),
+    }
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--eval-every", type=int, default=20)
+    parser.add_argument("--runs", type=int, default=3)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for split, num in (("train", 4000), ("val", 256)):
+            rows = [{"id": p.id, "question": p.question, "answer": p.answer} for p in generate(split, num, 0)]
+            (folder / f"{split}.jsonl").write_bytes(b"".join(map(json_line, rows)))
+        cli(folder, "data", "render-pairs", "--infile", "train.jsonl", "--outfile", "pairs.jsonl")
+        cli(folder, "data", "render-eval", "--infile", "val.jsonl", "--outfile", "eval.jsonl")
+        kinds = {f"evaluated every {args.eval_every} steps": args.eval_every, "first and last step only": args.steps}
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in kinds}
+        for _ in range(args.runs):
+            for name, every in kinds.items():
+                found[name].append(train(folder, args.steps, every))
+    keys = list(next(iter(found.values()))[0])
+    print(f"tiny, {args.steps} steps of 64, medians of {args.runs} alternating runs\n")
+    print("| | " + " | ".join(keys) + " |\n|---" * 1 + "|---" * len(keys) + "|")
+    for name, runs in found.items():
+        print(f"| {name} | " + " | ".join(f"{statistics.median(run[key] for run in runs):,.3f}" for key in keys) + " |")
+    print(json.dumps({"python": sys.version.split()[0]}))
+
+
+if __name__ == "__main__":
+    main()
