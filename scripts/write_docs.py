@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from grpo_gsm8k.config import DataPrepConfig, EvalConfig, PretokenizeConfig, RenderEvalConfig, SftConfig
+from grpo_gsm8k.config import DataPrepConfig, EvalConfig, PretokenizeConfig, RenderEvalConfig, RenderPairsConfig, SftConfig
 from grpo_gsm8k.options import options_table, presets
 from grpo_gsm8k.prompts import list_templates
 
