@@ -19,6 +19,7 @@ _SENTENCE_START = r"(?:^|\n|[.!?)]\*{0,2}\s{1,4})[\s*#>_(-]{0,12}"
 CONCLUSION = re.compile(
     _SENTENCE_START + r"(?:Therefore|Thus|Hence|So|In conclusion|In total|Consequently|As a result|Overall)\b"
 )
+_CONCLUSION_WORDS = ("So", "Therefore", "Thus", "Hence", "In ")
 CHECK = re.compile(
     _SENTENCE_START
     + r"(?:(?:now,? )?let(?:'s|’s| me| us)(?: now| quickly)? (?:verify|check|double)|verif(?:ication|y)|check(?:ing)?\b"
@@ -50,6 +51,16 @@ def _may_hold_check(t: str) -> bool:
         or ("ecause" in t or "xplan" in t or "easoning" in t or "ustif" in t or "ational" in t or "ere's" in t or "here’s" in t)
         or ("member" in t or "f you" in t or "eel free" in t or "ould you" in t or "onfid" in t)
     )
+
+
+def _closing_conclusion(text: str) -> int:
+    """Returns where the last line begins if it concludes with a number, before which no check counts; 0 otherwise."""
+    start = text.rfind("\n") + 1
+    if start and text.startswith(_CONCLUSION_WORDS, start):
+        ends = [conclusion.end() for conclusion in CONCLUSION.finditer(text, start - 1)]
+        if ends and DIGIT.search(text, ends[-1]):
+            return start
+    return 0
 
 
 def _line_end(text: str, at: int) -> int:
@@ -132,7 +143,7 @@ def _without_aside(text: str) -> str:
 
 def without_afterthought(text: str) -> str:
     """Returns `text` without what stands after its answer and is no part of it (this module's docstring)."""
-    if _may_hold_check(text):
+    if _may_hold_check(text[_closing_conclusion(text) :]):
         text = _without_check(text)
     last = text.rstrip()[-4:]
     if ")" in last:

@@ -18,7 +18,10 @@ from grpo_gsm8k.rewards.endings import CHECK, CONCLUSION, DIGIT, is_truncated, s
 from grpo_gsm8k.rewards.marks import HASH_HEADING, MAX_SEGMENT_CHARS, Reading, boxes, read_box, read_hash, read_segment
 from grpo_gsm8k.rewards.numbers import NUMBER, clean
 from grpo_gsm8k.rewards.spelled import spelled_number
+from grpo_gsm8k.rewards.statements import is_alternative, join_units
+from grpo_gsm8k.rewards.touching import is_touched
 
+MAX_PLAIN_CHARS = 40
 _TURN_END = re.compile(
     r"<\|(?:im_end|endoftext|eot_id|im_start|end|end_of_text|start_header_id)\|>|</s>|<eos>|<end_of_turn>"
     r"|<｜end▁of▁sentence｜>"
@@ -48,7 +51,9 @@ _BULLET_ONLY = re.compile(r"\s*[0-9]{1,2}[.)]\s*$")
 _REFUSED = re.compile(
     r"\b(?:cannot|can't|can not|unable to|impossible to) (?:be )?(?:solve|determine|answer|calculate|find|give)", re.I
 )
-_GOES_ON = re.compile(r"\**\s*(?:[-+*/=x]\s*[$0-9]|[a-z/ $]{0,20}[=*])|\s*(?:or|and)\s+\$?[0-9]")
+_GOES_ON = re.compile(
+    r"\**\s*(?:[-+*/=x]\s*[$0-9]|[a-z/ $]{0,20}[=*]|(?:plus|minus|times|divided by|choose|mod) [$0-9])|\s*(?:or|and)\s+\$?[0-9]"
+)
 _IS_THE_ANSWER = re.compile(
     r"([$€£]?-?[0-9][0-9.,/]*%?(?: [a-z]+)?) is (?:therefore |thus )?(?:the|our|my) (?:final |correct |right )?$"
 )
@@ -63,11 +68,15 @@ def _from_cue(text: str) -> Reading | None:
             return None
         cue = _CUE.match(text, at)
         before = text[max(0, at - 20) : at]
-        if named := _IS_THE_ANSWER.search(text[max(0, at - 60) : at]):
+        if " is " in before and (named := _IS_THE_ANSWER.search(text[max(0, at - 60) : at])):
             return read_segment(named[1], "answer statement", explicit=True)
         if cue is None or _NO_CUE_BEFORE.search(before) or _NO_CUE_AFTER.match(text, cue.end()):
             continue
         gap_start = cue.start("gap")
+        if cue["verb"] and len(text) - gap_start < MAX_PLAIN_CHARS:
+            plain = NUMBER.fullmatch(text[gap_start:].lstrip(' \n*_:`"').rstrip(' \n*_.$`"'))
+            if plain is not None:
+                return Reading(plain, None, plain[0], "answer statement")
         body = text[gap_start:].lstrip(" \n:#_>")[:1500]
         reading, used = _cue_body(body, stated=cue["verb"] is not None)
         if reading is None:
@@ -103,7 +112,14 @@ def _cue_body(body: str, stated: bool) -> tuple[Reading | None, int]:
         cleaned = clean(sentence).lstrip("* ([")
         spent = body.find(sentence) + len(sentence)
         first = NUMBER.match(cleaned)
-        if stated and first and not _GOES_ON.match(cleaned[first.end() :]):
+        if (
+            stated
+            and first
+            and not _GOES_ON.match(cleaned[first.end() :])
+            and not is_touched(cleaned, first.start(), first.end(), in_mark=False)
+            and not is_alternative(cleaned, first)
+            and join_units(cleaned) == cleaned
+        ):
             return Reading(first, None, first[0].strip(), "answer statement"), spent
         if not first and (len(sentences) - i > 2 or "=" in sentence or CONCLUSION.search(paragraph)):
             return _last_statement(paragraph), used
@@ -171,8 +187,8 @@ def read_answer(completion: str, depth: int = 0) -> Reading | None:
         content = text[opened + 8 :].partition("</answer>")[0].strip()
         if content:
             has_mark = "\\boxed" in content or "####" in content or len(content) > 80
-            plain = None if has_mark else read_segment(content, "<answer>", explicit=True)
-            return plain or read_answer(content, depth + 1) or Reading(None, None, content[:80], "<answer>")
+            plain = None if has_mark else read_segment(content, "<answer>", explicit=True, before=text[:opened])
+            return plain or read_answer(content, depth + 1) or Reading(None, None, content, "<answer>")
     if "\\" in text and ("\\boxed" in text or "\\fbox" in text):
         boxed = read_box(text)
         if boxed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from grpo_gsm8k.rewards.numbers import parse_gold, plain_number
+from grpo_gsm8k.rewards.numbers import canonical, parse_gold, plain_number
 from grpo_gsm8k.rewards.protocol import InProcessGrader
 from grpo_gsm8k.types import Score
 
@@ -20,7 +20,7 @@ class Gsm8kStrictGrader(InProcessGrader):
     """Reads the last `#### x`, nothing else."""
 
     name = "gsm8k_strict"
-    version = "1"
+    version = "2"
 
     def grade(self, completion: str, gold: str) -> Score:
         """Returns the score of one completion; `error` only where `gold` itself is no number."""
@@ -34,6 +34,7 @@ class Gsm8kStrictGrader(InProcessGrader):
                 text = mark[1].replace("$", "").replace(",", "").rstrip(".")
                 value = plain_number(text)
                 right = value is not None and value == target.value
-                return Score(float(right), text[:80], "correct" if right else "wrong", "####")
+                answer = text if value is None else canonical(value)
+                return Score(float(right), answer, "correct" if right else "wrong", "####")
             at = completion.rfind("####", 0, at)
         return Score(0.0, None, "unparsed", "no '#### <number>'")

@@ -30,6 +30,7 @@ _LABEL = frozenset(
 )
 _PRODUCT = re.compile(r"(?:\b[A-Z][a-z]+[A-Z][A-Za-z]*|\b(?:[Tt]he|an?) [A-Z][a-z]+(?<!s)) $")
 _OPERATION = re.compile(r"[^0-9=,.;:()]{0,20}\s?[*+]\s?[$(]{0,2}|\s?x\s?[$(]?|\s[-/]\s[$(]?")
+_OPERATORS = frozenset("+*x-/")
 _OUT_OF = re.compile(r"\s(?:[a-z]+\s)?of\s(?:the\s)?")
 _GATHERING = frozenset("party class group team family crowd audience crew".split())
 _IN_TOTAL = re.compile(r"[^,.;:=0-9]{0,30}\b(?:in (?:total|all)|altogether)\W*$")
@@ -133,7 +134,7 @@ def number_levels(text: str, matches: list[Match]) -> list[int]:
     if len(matches) == 1:
         return levels
     for i in range(1, len(matches)):
-        if _OUT_OF.fullmatch(text, matches[i - 1].end(), matches[i].start()) and _is_count(matches[i - 1]):
+        if " of" in text and _OUT_OF.fullmatch(text, matches[i - 1].end(), matches[i].start()) and _is_count(matches[i - 1]):
             levels[i - 1], levels[i] = min(levels[i - 1], 0), max(levels[i], 1)
     for opener in _OPENER.finditer(text):
         is_phrase = opener[0].startswith("to ") or opener[0].endswith("ing")
@@ -148,7 +149,8 @@ def number_levels(text: str, matches: list[Match]) -> list[int]:
     if comma >= 0 and _OPENING_CLAUSE.match(text):
         levels = [2 if match.start() < comma else level for match, level in zip(matches, levels, strict=True)]
     for i in range(1, len(matches)):
-        operation = _OPERATION.fullmatch(text, matches[i - 1].end(), matches[i].start())
+        begin, end = matches[i - 1].end(), matches[i].start()
+        operation = _OPERATION.fullmatch(text, begin, end) if _OPERATORS.intersection(text[begin:end]) else None
         if operation and (levels[i - 1] != 2 or "-" not in operation[0]):
             levels[i - 1] = levels[i] = OPERAND
     for i in range(1, len(matches)):

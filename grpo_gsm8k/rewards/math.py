@@ -1,6 +1,8 @@
 """`math`: is the answer mathematically equal to the gold? math-verify and what it misses, in worker processes.
 
-A grading that takes longer than the timeout, or crashes its worker, is `error` with the reason: it is not a 0.
+What equals what: `rewards.equivalence`. `Score.answer` is a number's canonical form (`18`, `3/4`, `20%`), or the normalised
+text, never cut, so that answers vote as they mean. A grading that takes longer than the timeout, crashes its worker, or in
+which math-verify or sympy raises, is `error` with the reason, never `wrong`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ class MathGrader:
     """Grades with sympy in `num_workers` persistent processes (0: one a CPU, at most 8), `timeout_s` seconds a grading."""
 
     name = "math"
-    version = "1"
+    version = "2"
 
     def __init__(self, num_workers: int = 0, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         if num_workers < 0:

@@ -7,11 +7,16 @@ Values are exact (`int` or `Fraction`), never floats. The rules, all of them:
   One comma before one or two digits is a decimal comma (`18,50`). `1.000` is one, as in English.
 - Percent: the sign is a unit, so gold 20 matches `20%` and `20 percent`; nothing is multiplied by 100, so `0.2` does not match
   gold 20. Only where the gold lies strictly between 0 and 1 is a percentage divided by 100 (gold 0.2 matches `20%`).
-- Cents: an amount with a `$` below one dollar also matches its cents (gold 25 matches `$0.25`, never `0.25`).
-- Scales: `1.5 million` is 1500000; it also matches gold 1.5 (a question that asks "how many million").
+- Cents: an amount with a `$` below one dollar also matches its cents, where the completion says so in cents too (gold 25
+  matches `$0.25` of a text with `25 cents`, never `$0.25` alone).
+- Scales: `1.5 million` is 1500000. Some of GSM8K's questions ask "how many millions", so it also matches 1.5 where the gold has
+  decimals; and `405 million` matches gold 405 where the completion calculates in millions, which is where another
+  amount in millions stands in it (thousands and billions likewise). `18 million` alone does not match 18.
 - Clock times: `5:00` is 5; any other `h:mm`, and a ratio such as `3:4`, is no number.
-- Rounding: an integer gold is matched exactly. A gold written with d decimals is also matched by a more precise answer that
-  rounds (half up or half to even) to it at d decimals: gold 33.33 matches 33.3333 and 100/3, but not 33.3 and not 33.34.
+- Rounding: a gold is matched exactly. Only one with two or more decimals may be a rounded non-terminating fraction; it is
+  also matched by that fraction (`100/3` for 33.33) and by more of its decimals than the gold has (`33.333`): the answer must
+  agree in all its decimals with a non-terminating fraction of denominator 12 or less (100 from 6 decimals on, ten times more
+  every two further) that rounds to the gold. So 33.3 and 33.34 do not match 33.33, 0.46 not 0.5, 1.54 not 1.5, 1.254 not 1.25.
 - A number of more than 400 characters, or with an exponent beyond 60, is never equal to anything.
 """
 
@@ -27,6 +32,8 @@ Value = int | Fraction
 
 MAX_NUMBER_CHARS = 400
 MAX_EXPONENT = 60
+MIN_ROUNDED_DECIMALS = 2
+MAX_SIMPLE_DENOMINATOR = 12
 
 _CHARACTERS = str.maketrans(
     {0xFF10 + d: str(d) for d in range(10)}
@@ -60,9 +67,15 @@ _LATEX_STEPS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 )
 _UNIT_POWER = re.compile(r"(?<![0-9^])(\s{0,3}\}?\s{0,3})\^\s?(?:\{[^{}]{0,20}\}|-?[0-9])")
 _BRACES = str.maketrans({"{": " ", "}": " "})
-_CURRENCY_NAMES = re.compile(r"\b(?:USD|US|CAD|AUD|EUR|GBP|INR|Rs|PHP|JPY|NZD|HKD|SGD|A|C)\.?\s?(?=[$€£¥₹]?[0-9])")
+_CURRENCY_NAMES = re.compile(
+    r"\b(?:(?:USD|CAD|AUD|EUR|GBP|INR|Rs|PHP|JPY|NZD|HKD|SGD)\.?\s?(?=[$€£¥₹]?[0-9])|(?:US|A|C|NZ|HK|S)\s?(?=[$€£¥₹][0-9]))"
+)
+_POWER_DIGITS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
+_POWER = re.compile(f"(?<=[0-9)])[{_POWER_DIGITS}]+")
+_PLAIN_DIGITS = str.maketrans(_POWER_DIGITS, "0123456789")
 
 NUMBER = re.compile(
+    r"(?=[-0-9.$€£¥₹₱NnMm])"  # nothing else can begin one; without it every other character costs five tries
     r"(?P<sign>(?<![\w)\]}%$-])-|\b(?:[Nn]egative|[Mm]inus)\s)?"
     r"(?:[$€£¥₹₱]\s*(?P<sign2>-)?)?"
     r"(?<![A-Za-z_^0-9])(?P<body>(?:[0-9]+(?:[.,][0-9]+)*|(?<![.0-9])\.[0-9]+))"
@@ -78,6 +91,7 @@ _PLAIN = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 _THOUSANDS = re.compile(r"[0-9]{1,3}(?:,[0-9]{2,3})*,[0-9]{3}(?:\.[0-9]+)?")
 _EUROPEAN = re.compile(r"[0-9]{1,3}(?:(?:\.[0-9]{3}){2,}(?:,[0-9]+)?|(?:\.[0-9]{3})+,[0-9]{1,2})")
 _SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_NAMED_SCALES = frozenset({"thousand", "million", "billion"})
 _SCALES |= {"k": 10**3, "K": 10**3, "M": 10**6}
 
 
@@ -92,6 +106,7 @@ def clean(segment: str) -> str:
     """Returns `segment` with odd characters, LaTeX spacing, wrappers and fractions, and units' exponents made plain."""
     if not segment.isascii():
         segment = _NARROW_GROUP.sub(",", segment.translate(_CHARACTERS))
+        segment = _POWER.sub(lambda m: "^" + m[0].translate(_PLAIN_DIGITS), segment)
     if " 0" in segment or "= " in segment:
         segment = _SPACED_GROUPS.sub(lambda m: m[0].replace(" ", ","), segment)
     if "\\" in segment or "{" in segment:
@@ -170,31 +185,53 @@ def number_value(match: re.Match[str]) -> Value | None:
     return -value if match["sign"] or match["sign2"] else value
 
 
-def number_matches(match: re.Match[str], gold: Gold) -> bool:
-    """Returns whether a `NUMBER` match equals `gold` by the rules in this module's docstring."""
+def canonical(value: Value) -> str:
+    """Returns the one way of writing a value: `18`, `-3`, `3/4` (of 0.75 too)."""
+    return str(value)
+
+
+def number_text(match: re.Match[str]) -> str | None:
+    """Returns a `NUMBER` match's value in its canonical form, `%` kept (`20 percent` → `20%`); None where it has no value."""
+    value = number_value(match)
+    if value is None:
+        return None
+    return f"{canonical(value)}%" if match["percent"] else canonical(value)
+
+
+def number_matches(match: re.Match[str], gold: Gold, completion: str = "") -> bool:
+    """Returns whether a `NUMBER` match of `completion` equals `gold` by the rules in this module's docstring."""
     value = number_value(match)
     if value is None:
         return False
-    if value == gold.value or _rounds_to(value, gold):
+    if value == gold.value:
         return True
-    if 0 < value < 1 and "$" in match[0]:
-        return value * 100 == gold.value
+    if isinstance(value, Fraction) and gold.decimals >= MIN_ROUNDED_DECIMALS and _is_more_precise(match, value, gold):
+        return True
     if match["percent"] and 0 < gold.value < 1:
         return Fraction(value) / 100 == gold.value
-    if (scale := (match["scale"] or "").strip()) in ("thousand", "million", "billion"):
-        return Fraction(value) / _SCALES[scale] == gold.value
+    if 0 < value < 1 and "$" in match[0] and value * 100 == gold.value:
+        return re.search(rf"(?<![0-9.,]){gold.value}\s?(?:cents?\b|¢)", clean(completion)) is not None
+    scale = (match["scale"] or "").strip()
+    if scale in _NAMED_SCALES and Fraction(value) / _SCALES[scale] == gold.value:
+        amounts = re.findall(rf"([0-9](?:[0-9.,]*[0-9])?)\s{{0,4}}{scale}\b", clean(completion))
+        return gold.decimals > 0 or any(amount != match["body"] for amount in amounts)
     return False
 
 
-def _rounds_to(value: Value, gold: Gold) -> bool:
-    if not gold.decimals or isinstance(value, int):
+def _is_more_precise(match: re.Match[str], value: Fraction, gold: Gold) -> bool:
+    """Returns whether `value` is a simple non-terminating fraction, to more decimals than the gold, that rounds to it."""
+    exact, error = value, Fraction(0)
+    if not match["fraction"] and not match["mixed"]:
+        num_decimals = len(match["body"].rpartition(".")[2])
+        if num_decimals <= gold.decimals:
+            return False
+        exact = value.limit_denominator(max(MAX_SIMPLE_DENOMINATOR, 10 ** (num_decimals // 2 - 1)))
+        error = Fraction(1, 10**num_decimals)
+    shifted = abs(exact) * 10**gold.decimals
+    terminates = 10**MAX_EXPONENT % exact.denominator == 0
+    if terminates or abs(exact - value) > error or (value < 0) != (gold.value < 0):
         return False
-    shifted = abs(value) * 10**gold.decimals
-    if shifted.denominator == 1:
-        return False
-    target = abs(gold.value) * 10**gold.decimals
-    half_up = math.floor(shifted + Fraction(1, 2))
-    return bool(value < 0) == bool(gold.value < 0) and target in (half_up, round(shifted))
+    return bool(math.floor(shifted + Fraction(1, 2)) == abs(gold.value) * 10**gold.decimals)
 
 
 def plain_number(text: str) -> Value | None:

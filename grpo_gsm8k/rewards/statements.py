@@ -3,7 +3,7 @@
 A final sentence often holds several numbers ("She makes $18 per day for 5 days, so **$90** over 5 days."). The rules, in order:
 
 1. Bold: where bold spans hold a number that is no label, only the last such span is read.
-2. Parentheses are left out where a number stands outside them.
+2. Parentheses are left out where a number stands outside them, but not those of `18(2)` and `f(18)`.
 3. ", which is 21 more than James" or ", which is 60% of the class" at the end is the answer, unless what stands before it is
    the result that was computed.
 4. Equality: what follows the last `=` (or `≈`, `→`; "60 divided by 3 gives"), its first number; but a later "so", "thus" or
@@ -28,7 +28,7 @@ from grpo_gsm8k.rewards.numbers import NUMBER, Value, clean, number_value
 Match = re.Match[str]
 
 _BOLD = re.compile(r"\*\*(?!\s)([^*\n]+)\*\*|__(?!\s)([^_\n]+)__")
-_PARENTHESES = re.compile(r"\([^()]*\)")
+_PARENTHESES = re.compile(r"(?<![0-9A-Za-z)])\([^()]*\)(?!\()|\((?!-?[0-9.]+\))[^()]*\)(?!\()")
 _TURN = re.compile(
     r",?\s(?:(?:so|therefore|thus|hence|giving|leaving|making|meaning|which (?:means|gives|equals|leaves|makes)"
     r"|which\b[^,.;=0-9]{1,30}(?:[0-9]+[^,.;=0-9]{0,30})?\s(?:is|gives|leaves|makes) (?=[$]?[0-9])"
@@ -55,6 +55,7 @@ _SMALLER = {
     "week": {"day": 7}, "day": {"hour": 24}, "hour": {"minute": 60}, "minute": {"second": 60}, "year": {"month": 12},
     "foot": {"inch": 12}, "feet": {"inch": 12}, "yard": {"feet": 3, "foot": 3}, "pound": {"ounce": 16},
 }  # fmt: skip
+_LARGER = ("hour", "feet", "foot", "minute", "week", "day", "year", "yard", "pound")
 _COMPOUND = re.compile(
     r"\b(?P<large>[0-9]{1,4})[ -]{1,6}(?P<unit>week|day|hour|minute|year|foot|feet|yard|pound)s?(?: {1,6}and)? {1,6}"
     r"(?P<small>[0-9]{1,3})[ -]{1,6}(?P<part>day|hour|minute|second|month|inch|feet|foot|ounce)(?P<plural>e?s)?\b"
@@ -83,6 +84,8 @@ def _is_ambiguous(text: str, matches: list[Match], levels: list[int], chosen: in
         if first < 0 or second >= len(matches) or OPERAND in (levels[first], levels[second]):
             continue
         between = text[matches[first].end() : matches[second].start()]
+        if "or" not in between and "and" not in between:
+            continue
         if _ALTERNATIVE.fullmatch(between) and not _same(matches[first], matches[second]):
             return True
         if between.strip() == "and" and words_left(text, matches[first].start())[-1:] == ["between"]:
@@ -90,20 +93,50 @@ def _is_ambiguous(text: str, matches: list[Match], levels: list[int], chosen: in
     return False
 
 
-def join_units(text: str, before: str = "") -> str:
-    """Returns `text` with "2 hours and 30 minutes" as "150 minutes", or as "2.5 hours" where only 2.5 stands in `before`."""
+def join_units(text: str, before: str = "", *, as_fraction: bool = False) -> str:
+    """Returns `text` with "2 hours and 30 minutes" as "150 minutes", or as "2.5 hours" where only 2.5 stands in `before`.
+
+    With `as_fraction` it is always the larger unit, exactly: "150/60 hours".
+    """
 
     def joined(match: Match) -> str:
         ratio = _SMALLER[match["unit"]].get(match["part"])
         if ratio is None or int(match["small"]) >= ratio:
             return match[0]
         small = int(match["large"]) * ratio + int(match["small"])
+        if as_fraction:
+            return f"{small}/{ratio} {match['unit']}s"
         large = f"{small / ratio:g}"
         in_small = re.search(rf"(?<![0-9.,]){small}(?![0-9])", before) is not None
         in_large = re.search(rf"(?<![0-9.]){re.escape(large)}(?![0-9])", before) is not None
         return f"{large} {match['unit']}s" if in_large and not in_small else f"{small} {match['part']}{match['plural'] or ''}"
 
+    if not any(unit in text for unit in _LARGER):
+        return text
     return _COMPOUND.sub(joined, text)
+
+
+def is_alternative(text: str, first: Match) -> bool:
+    """Returns whether the text ends with a second bare number, different from `first`: "18 or 20", "(18, 20)"."""
+    second = NUMBER.search(text, first.end())
+    if second is None or not _BARE_JOIN.fullmatch(text, first.end(), second.start()) or _same(first, second):
+        return False
+    return not text[second.end() :].strip(" .$)]*")
+
+
+def _may_calculate(t: str) -> bool:
+    """Returns whether `_CALCULATED` can match; written out because the regex takes ten times as long."""
+    t = t.lower()
+    return ("ivid" in t or "ultipl" in t or "dd" in t or "ubtract" in t or "plit" in t or "lus " in t or "inus " in t) or (
+        "imes " in t or "um " in t or "ifference " in t or "roduct " in t or "verage " in t
+    )
+
+
+def _may_turn(t: str) -> bool:
+    """Returns whether `_SO` can match."""
+    return ("so " in t or "so," in t or "for a" in t or "'s" in t or "which " in t or "thus" in t or "hence" in t) or (
+        "therefore" in t or "giving" in t or "making" in t or "meaning" in t
+    )
 
 
 def choose(sentence: str, before: str = "") -> Match | None:
@@ -125,9 +158,13 @@ def choose(sentence: str, before: str = "") -> Match | None:
         difference = NUMBER.search(sentence, compared.start("number"))
         if difference and not (stated and _is_the_result(stated[-1], difference, before)):
             return difference
-    if "=" not in sentence and (calculated := list(_CALCULATED.finditer(sentence))):
+    if "=" not in sentence and _may_calculate(sentence) and (calculated := list(_CALCULATED.finditer(sentence))):
         sentence = f"{sentence[: calculated[-1].end()]}= {sentence[calculated[-1].end() :]}"
-    if (reason := _REASON.search(sentence)) and NUMBER.search(sentence, 0, reason.start()):
+    if (
+        (" because" in sentence or " since" in sentence)
+        and (reason := _REASON.search(sentence))
+        and NUMBER.search(sentence, 0, reason.start())
+    ):
         before, sentence = sentence[reason.end() :], sentence[: reason.start()]
     equals = sentence.rfind("=")
     if equals >= 0 and not NUMBER.search(sentence, equals) and (solved := list(NUMBER.finditer(sentence, 0, equals))):
@@ -140,8 +177,7 @@ def choose(sentence: str, before: str = "") -> Match | None:
     matches = list(NUMBER.finditer(sentence))
     if len(matches) <= 1:
         return matches[0] if matches else None
-    turns = [m.end() for m in _SO.finditer(sentence) if m.end() <= matches[-1].start()]
-    if turns:
+    if _may_turn(sentence) and (turns := [m.end() for m in _SO.finditer(sentence) if m.end() <= matches[-1].start()]):
         sentence = sentence[turns[-1] :]
         matches = list(NUMBER.finditer(sentence))
         if len(matches) <= 1:
@@ -193,7 +229,9 @@ def _is_the_result(stated: Match, difference: Match, before: str) -> bool:
 def _without_breakdown(sentence: str, matches: list[Match], levels: list[int]) -> tuple[list[Match], list[int]]:
     """Leaves out what only details or restates a number: "72 clips: 48 in April and 24 in May", "$27, i.e. $9 each"."""
     colon = sentence.find(": ")
-    restated = _RESTATED.search(sentence)
+    restated = _RESTATED.search(sentence) if "i.e" in sentence or "in other" in sentence or "that is" in sentence else None
+    if restated is None and colon < 0:
+        return matches, levels
     if restated and matches[-1]["percent"] and matches[-2].end() <= restated.start() and _same(matches[-2], matches[-1]):
         return [matches[-1]], [0]
     for cut, needed in ((colon, 2), (restated.start() if restated else -1, 1)):
@@ -238,7 +276,7 @@ def only_number(content: str) -> Match | None:
     joins = [content[a.end() : b.start()] for a, b in itertools.pairwise(matches)]
     if all(_BARE_JOIN.fullmatch(join) for join in joins):
         return matches[0] if all(_same(matches[0], other) for other in matches[1:]) else None
-    if any(set(join.strip(" $")) <= set("+-*/^:|") for join in joins) or "sqrt" in content:
+    if any(set(join.strip(" $")) <= set("+-*/^:|()") for join in joins) or "sqrt" in content:
         return None
     return choose(content)
 

@@ -32,6 +32,11 @@ def test_another_number_is_wrong(completion: str) -> None:
     assert GRADER.grade(completion, "18").status == "wrong"
 
 
+def test_equal_answers_are_equal_votes() -> None:
+    answers = [GRADER.grade(f"#### {written}", "3").answer for written in ("$1,080", "1080.00", "1080", "1,080.")]
+    assert answers == ["1080"] * 4
+
+
 @pytest.mark.parametrize("name", ["train.jsonl", "test.jsonl"])
 def test_every_published_solution_is_correct_and_wrong_for_the_next_problem(gsm8k_dir: Path, name: str) -> None:
     text = (gsm8k_dir / name).read_text(encoding="utf-8")

@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from grpo_gsm8k.errors import EnvironmentFailure
-from grpo_gsm8k.rewards.equivalence import normalise
+from grpo_gsm8k.rewards.algebra import same_value
+from grpo_gsm8k.rewards.equivalence import canonical_answer, normalise
 from grpo_gsm8k.rewards.math import MathGrader
 from grpo_gsm8k.rewards.workers import WorkerPool
 
@@ -35,11 +36,23 @@ EQUAL = [
     ("\\boxed{10\\%}", "10\\%"), ("\\boxed{x=3}", "3"), ("\\boxed{\\text{(A)}}", "A"), ("\\boxed{1{,}080}", "1080"),
     ("\\boxed{\\left(\\frac12, \\sqrt{8}\\right)}", "(0.5, 2\\sqrt{2})"), ("#### 18", "18"),
     ("<answer>3/4</answer>", "\\frac{3}{4}"),
+    ("\\boxed{\\cos 60^\\circ}", "\\frac{1}{2}"), ("\\boxed{e^{i\\pi}}", "-1"), ("\\boxed{\\tan 45°}", "1"),
+    ("\\boxed{\\sqrt{2}+\\sqrt{3}}", "\\sqrt{5+2\\sqrt{6}}"), ("\\boxed{(\\cos 60^\\circ, 2)}", "(0.5, 2)"),
+    ("\\boxed{xy}", "yx"), ("\\boxed{BA}", "BA"), ("\\boxed{18 \\text{ hours and } 30 \\text{ minutes}}", "18.5"),
+    ("\\boxed{20 \\text{ percent}}", "20"), ("\\boxed{18^\\circ C}", "18"), ("\\boxed{≈18}", "18"),
+    ("\\boxed{3\\text{ or }4}", "4,3"),
     ("$x=5$ so the answer is $5$.", "5"), ("\\boxed{1\\text{ and }-1}", "-1, 1"),
 ]  # fmt: skip
 UNEQUAL = [
     ("\\boxed{[1,2)}", "(1,2)"), ("\\boxed{(1,2)}", "(2,1)"), ("\\boxed{\\frac{\\pi}{3}}", "\\frac{\\pi}{4}"),
     ("\\boxed{18}", "8"),
+    ("\\boxed{AB}", "BA"), ("\\boxed{\\{AB, CD\\}}", "\\{BA, CD\\}"), ("\\boxed{\\text{no}}", "on"),
+    ("\\boxed{\\sqrt{x^2}}", "x"),
+    ("\\boxed{\\tan 45°}", "45"), ("\\boxed{18 \\text{ hours and } 30 \\text{ minutes}}", "18"),
+    ("\\boxed{18 million}", "18"),
+    ("\\boxed{18!}", "18"), ("\\boxed{18+}", "18"), ("\\boxed{18x}", "18"), ("\\boxed{\\text{not }18}", "18"),
+    ("\\boxed{18_2}", "18"),
+    ("\\boxed{\\neq 18}", "18"), ("\\boxed{1,2}", "1.2"), ("\\boxed{\\cos 60}", "\\frac{1}{2}"),
     ("\\boxed{x+1}", "x+2"), ("\\boxed{\\text{Monday}}", "Tuesday"), ("\\boxed{1,2,3}", "1,2"), ("\\boxed{B}", "A"),
 ]  # fmt: skip
 
@@ -48,6 +61,44 @@ def test_equal_answers_are_correct_and_others_wrong(grader: MathGrader) -> None:
     cases = EQUAL + UNEQUAL
     scores = grader.grade_batch([completion for completion, _ in cases], [gold for _, gold in cases])
     assert [score.status for score in scores] == ["correct"] * len(EQUAL) + ["wrong"] * len(UNEQUAL)
+
+
+def test_a_crash_inside_math_verify_is_an_error_and_never_wrong(grader: MathGrader) -> None:
+    """math-verify 0.9 looks an Unequality up in a table of the other relations."""
+    score = grader.grade("\\boxed{x<2}", "x \\ne 2")
+    assert (score.status, score.answer) == ("error", None)
+    assert score.explanation.startswith("math-verify crashed: KeyError")
+    assert grader.grade("\\boxed{x\\ne 2}", "x \\ne 2").status == "correct"
+
+
+@pytest.mark.parametrize(
+    ("written", "answer"),
+    [("\\$18.00", "18"), ("18\\text{ dollars}", "18"), ("x = 18", "18"), ("(18)", "18"), ("+18", "18"),
+     ("\\dfrac{6}{8}", "3/4"),
+     ("0.75", "3/4"), ("-\\frac12", "-1/2"), ("20\\%", "20%"), ("20 \\text{ percent}", "20%"), ("\\text{(B)}", "b"),
+     ("\\text{ Tuesday }", "tuesday"),
+     ("\\left( 1, 2 \\right)", "(1,2)"), ("1,2", "1,2"), ("\\dfrac{\\pi}{3}", "\\frac{\\pi}{3}")],
+)  # fmt: skip
+def test_equal_answers_are_equal_votes(written: str, answer: str) -> None:
+    assert canonical_answer(written) == answer
+
+
+def test_a_long_answer_votes_whole(grader: MathGrader) -> None:
+    answer = "+".join(f"x^{{{i}}}" for i in range(60))
+    assert grader.grade(f"\\boxed{{{answer}}}", "x").answer == answer
+    assert grader.grade("\\boxed{18\\text{ hours and }30\\text{ minutes}}", "18").answer == "1110"
+
+
+def test_values_are_compared_where_symbols_are_not_enough() -> None:
+    assert same_value("2\\cos(20^\\circ)\\cos(40^\\circ)\\cos(80^\\circ)", "\\frac{1}{4}")
+    assert same_value("\\frac{x^2-1}{x-1}", "x+1")
+    assert same_value("i^2", "-1")
+    assert not same_value("\\sqrt{x^2}", "x")
+    assert not same_value("0.333333", "\\frac{1}{3}")
+    assert not same_value("x", "y")
+    assert not same_value("A", "a")
+    assert not same_value("\\frac{1}{0}", "1")
+    assert not same_value("18 hours", "18")
 
 
 def test_no_answer_is_unparsed(grader: MathGrader) -> None:

@@ -73,7 +73,7 @@ def test_every_grouping_of_digits_is_read(written: str) -> None:
     ("written", "gold"),
     [("-3", "-3"), ("−3", "-3"), ("$-3", "-3"), ("-$3", "-3"), ("negative 3", "-3"), ("\\boxed{-3}", "-3"), ("3/4", "0.75"),
      ("1 1/2", "1.5"), ("\\boxed{1\\frac12}", "1.5"), ("½", "0.5"), ("1.5 million", "1500000"), ("2.125,50", "2125.5"),
-     ("$0.25", "25"), ("12,5", "12.5"), ("twenty-five", "25"), ("one hundred and five", "105"), ("none", "0")],
+     ("12,5", "12.5"), ("twenty-five", "25"), ("one hundred and five", "105"), ("none", "0")],
 )  # fmt: skip
 def test_other_forms_of_number_are_read(written: str, gold: str) -> None:
     assert is_correct(f"<answer>{written}</answer>", gold)
@@ -87,13 +87,56 @@ def test_percent_is_read_by_the_stated_rule() -> None:
     assert not is_correct("2000%", "20")
 
 
-def test_an_answer_is_rounded_only_to_the_decimals_of_a_gold_that_has_some() -> None:
-    assert is_correct("33.33333", "33.33")
-    assert is_correct("\\boxed{\\frac{100}{3}}", "33.33")
-    assert not is_correct("33.3", "33.33")
-    assert not is_correct("33.34", "33.33")
-    assert not is_correct("17.9999", "18")
-    assert not is_correct("18.4", "18")
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [("33.333", "33.33"), ("33.33333", "33.33"), ("\\boxed{\\frac{100}{3}}", "33.33"), ("16.667", "16.67"), ("66.666", "66.67"),
+     ("14.285714", "14.29"), ("-33.333", "-33.33"), ("1.0309278", "1.03")],
+)  # fmt: skip
+def test_a_gold_that_is_a_rounded_fraction_is_matched_by_more_of_its_decimals(answer: str, gold: str) -> None:
+    assert is_correct(answer, gold)
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [("33.3", "33.33"), ("33.34", "33.33"), ("33.326", "33.33"), ("0.46", "0.5"), ("0.4545", "0.5"), ("1.54", "1.5"),
+     ("1.254", "1.25"), ("\\boxed{1249/1000}", "1.25"), ("17.9999", "18"), ("18.4", "18"), ("33.333", "-33.33"),
+     ("33.33", "33.333")],
+)  # fmt: skip
+def test_no_other_answer_is_rounded_to_the_gold(answer: str, gold: str) -> None:
+    assert not is_correct(answer, gold)
+
+
+def test_dollars_are_cents_only_where_the_text_says_cents() -> None:
+    assert not is_correct("<answer>$0.50</answer>", "50")
+    assert not is_correct("Each costs $0.50.", "50")
+    assert is_correct("Each costs 50 cents. #### $0.50", "50")
+    assert is_correct("Each costs $0.50 (50¢).", "50")
+    assert not is_correct("Each costs 150 cents less, so $0.50.", "50")
+
+
+def test_a_count_of_millions_matches_only_where_the_text_calculates_in_millions() -> None:
+    for template in ("{}", "\\boxed{{{}}}", "#### {}", "So he has {}.", "The answer is {}."):
+        assert not is_correct(template.format("18 million"), "18")
+        assert is_correct(template.format("18 million"), "18000000")
+        assert is_correct(template.format("1.5 million"), "1.5")
+    assert is_correct("It cost 25 million and made 380 million, so it earned 405 million.", "405")
+    assert not is_correct("It cost 25 thousand and made 380 thousand, so it earned 405 million.", "405")
+
+
+@pytest.mark.parametrize(
+    ("written", "answer"),
+    [("$18", "18"), ("\\$18.00", "18"), ("18", "18"), ("1,080", "1080"), ("−3", "-3"), ("18 dollars", "18"), ("eighteen", "18"),
+     ("36/2", "18"), ("3/4", "3/4"), ("0.75", "3/4"), ("\\frac{6}{8}", "3/4"), ("20%", "20%"), ("20 percent", "20%"),
+     ("1.5 million", "1500000"), ("x = 18", "18"), ("18:00", "18")],
+)  # fmt: skip
+def test_equal_answers_are_equal_votes(written: str, answer: str) -> None:
+    for template in ("\\boxed{{{}}}", "<answer>{}</answer>", "Answer: {}"):
+        assert GRADER.grade(template.format(written), "5").answer == answer
+
+
+def test_an_answer_without_a_value_votes_as_its_whole_text() -> None:
+    text = "all of " + "x y  " * 60
+    assert GRADER.grade(f"<answer>{text}</answer>", "5").answer == " ".join(text.split())
 
 
 @pytest.mark.parametrize(
