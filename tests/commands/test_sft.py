@@ -102,7 +102,7 @@ def test_a_checkpoint_is_a_model_folder_that_transformers_loads(whole: Path) -> 
 
 
 def kill_and_resume(material: Path, folder: Path, moments: list[float]) -> tuple[Path, int]:
-    """Kills the run after each of `moments` seconds of life, and lets it end at last; returns it and how often it was killed."""
+    """Kills the run after each of `moments` seconds of life, lets it end at last; returns it and how often it was killed."""
     kills = 0
     for moment in [*moments, None]:
         runs = [path.parent for path in folder.glob("artifacts/runs/*/config.json")]
