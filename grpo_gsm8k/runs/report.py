@@ -10,7 +10,7 @@ import hashlib
 import heapq
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +18,9 @@ from typing import Any
 
 from grpo_gsm8k.errors import InputError
 from grpo_gsm8k.runs.directory import read_status, utc_now
+from grpo_gsm8k.runs.report_curves import short
+from grpo_gsm8k.runs.report_files import RunFiles, flatten
+from grpo_gsm8k.runs.report_training import TRAINING_COMMANDS, collect_training
 from grpo_gsm8k.runs.storage import write_text
 
 TEMPLATES_DIR = Path(__file__).resolve().parents[1] / "templates"
@@ -32,6 +35,12 @@ _FACTS = (
     "model_id model_revision adapter engine base_url device dtype dataset split eval_path limit template k_shot temperature "
     "top_p top_k max_new_tokens num_samples graders determinism seed"
 ).split()
+_TRAINING_FACTS = (
+    "model_id model_revision data_path max_total_tokens overlong allow_overlap batch_size num_epochs max_steps lr lr_schedule "
+    "lr_floor warmup_steps weight_decay max_grad_norm lora_rank lora_alpha lora_dropout lora_target learner_device "
+    "learner_dtype eval_set_path eval_every eval_examples eval_engine eval_temperature eval_num_samples eval_max_new_tokens "
+    "graders save_every keep_last determinism seed"
+).split()
 
 
 def write_report(run_dir: Path) -> Path:
@@ -45,7 +54,7 @@ def write_report(run_dir: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page.filters |= {"percent": _percent, "number": _number, "shown": _shown}
+    page.filters |= {"percent": _percent, "points": _points, "number": _number, "short": _short, "shown": _shown}
     path = run_dir / "report.html"
     write_text(path, page.get_template("report.html.j2").render(collect_report(run_dir)))
     return path
@@ -53,15 +62,17 @@ def write_report(run_dir: Path) -> Path:
 
 def collect_report(run_dir: Path) -> dict[str, Any]:
     """Returns everything the page shows, read from the run directory. Raises: InputError when it is not one."""
-    files = _Files(run_dir)
+    files = RunFiles(run_dir)
     status = read_status(run_dir)
     steps = _eval_steps(run_dir, files)
     step, aggregate = max(steps.items()) if steps else (None, {})
     rows = _Rows() if step is None else _read_rows(run_dir / f"eval/step_{step}.jsonl", files)
-    num_unfinished = _count_unfinished(run_dir, files)
+    training = status.get("command") in TRAINING_COMMANDS
+    num_unfinished = _count_unfinished(run_dir, files, training)
     if not steps and not num_unfinished:
         files.notes.append("eval/ is missing: nothing was evaluated")
     result = files.json("result.json")
+    trained = collect_training(files, status, steps, result) if training else None
     return {
         "run_name": run_dir.resolve().name,
         "written_at": utc_now(),
@@ -76,62 +87,14 @@ def collect_report(run_dir: Path) -> dict[str, Any]:
         "rows": rows,
         "num_open": NUM_OPEN_DISAGREEMENTS,
         "sample_seed": SAMPLE_SEED,
-        **_provenance(files),
+        **_provenance(files, training),
+        "training": trained,
         "num_unfinished": num_unfinished,
         "tokens_per_s": aggregate.get("tokens_per_s", result.get("times", {}).get("time/tokens_per_s")),
-        "result": _flatten(result),
-        "num_metric_rows": files.count_lines("metrics.jsonl"),
+        "result": flatten(result),
+        "num_metric_rows": trained["num_rows"] if trained else files.count_lines("metrics.jsonl"),
         "notes": files.notes,
     }
-
-
-class _Files:
-    """The files of one run directory; what is missing or torn becomes a note on the page."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self.run_dir = run_dir
-        self.notes: list[str] = []
-
-    def json(self, name: str) -> Any:
-        """Returns the parsed file, or {} with a note."""
-        try:
-            return json.loads((self.run_dir / name).read_bytes())
-        except FileNotFoundError:
-            self.notes.append(f"{name} is missing")
-        except (OSError, ValueError) as error:
-            self.notes.append(f"{name} cannot be read: {error}")
-        return {}
-
-    def text(self, name: str) -> str:
-        """Returns the file's text, or "" with a note."""
-        try:
-            return (self.run_dir / name).read_text(encoding="utf-8", errors="replace")
-        except OSError as error:
-            why = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
-            self.notes.append(f"{name} {why}")
-        return ""
-
-    def count_lines(self, name: str) -> int:
-        """Returns the number of whole lines, 0 with a note where the file is missing."""
-        return self.text(name).count("\n")
-
-    def rows(self, path: Path) -> Iterator[dict[str, Any]]:
-        """Yields the whole rows of a JSONL file, one in memory at a time; others become a note."""
-        name = path.relative_to(self.run_dir)
-        if not path.exists():
-            self.notes.append(f"{name} is missing")
-            return
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    row = None
-                if isinstance(row, dict):
-                    yield row
-                else:
-                    torn = "was being written when the run ended" if not line.endswith(b"\n") else "is not a JSON object"
-                    self.notes.append(f"{name}: line {number} {torn} and is left out")
 
 
 @dataclass
@@ -144,7 +107,7 @@ class _Rows:
     sample: list[dict[str, Any]] = field(default_factory=list)
 
 
-def _read_rows(path: Path, files: _Files) -> _Rows:
+def _read_rows(path: Path, files: RunFiles) -> _Rows:
     rows = _Rows()
     kept: list[tuple[int, int, dict[str, Any]]] = []
     for row in files.rows(path):
@@ -170,20 +133,21 @@ def _rank(row: Mapping[str, Any]) -> int:
     return int.from_bytes(hashlib.sha256(address.encode("utf-8", errors="surrogatepass")).digest()[:8], "big")
 
 
-def _eval_steps(run_dir: Path, files: _Files) -> dict[int, dict[str, Any]]:
+def _eval_steps(run_dir: Path, files: RunFiles) -> dict[int, dict[str, Any]]:
     found = [path.name for path in run_dir.glob("eval/step_*.json")]
     steps = {int(match[1]): files.json(f"eval/{name}") for name in found if (match := re.fullmatch(r"step_(\d+)\.json", name))}
     return {step: record for step, record in steps.items() if record}
 
 
-def _count_unfinished(run_dir: Path, files: _Files) -> int:
+def _count_unfinished(run_dir: Path, files: RunFiles, training: bool) -> int:
     """Returns how many completions lie in the journals of evals that did not finish, and notes each journal."""
     total = 0
     for path in sorted(run_dir.glob("eval/step_*.partial.jsonl")):
         name = str(path.relative_to(run_dir))
         found = files.count_lines(name)
         total += found
-        files.notes.append(f"{name} is there: that eval did not finish; --resume goes on from its {found:,} completions")
+        goes_on = "--resume does it again" if training else f"--resume goes on from its {found:,} completions"
+        files.notes.append(f"{name} is there: that eval did not finish; {goes_on}")
     return total
 
 
@@ -240,11 +204,12 @@ def _duration(started: str | None, ended: str | None) -> str | None:
     return f"{rest // 60} min {rest % 60} s" if rest >= 60 else f"{rest} s"
 
 
-def _provenance(files: _Files) -> dict[str, Any]:
+def _provenance(files: RunFiles, training: bool) -> dict[str, Any]:
     config, command = files.json("config.json"), files.json("command.json")
     git, system = files.json("sys/git.json"), files.json("sys/system.json")
     versions, nvidia = files.json("sys/versions.json"), files.json("sys/nvidia.json")
     values, sources = config.get("values", {}), config.get("sources", {})
+    facts = _TRAINING_FACTS if training else _FACTS
     cpu, memory = system.get("cpu", {}), system.get("memory_bytes", {})
     machine = {
         "OS": system.get("os", {}).get("distribution"),
@@ -256,7 +221,7 @@ def _provenance(files: _Files) -> dict[str, Any]:
     stack = {name: version for name, version in versions.get("stack", {}).items() if version}
     drivers = {name: versions.get(name) for name in ("driver", "cuda", "cudnn", "nccl") if versions.get(name)}
     return {
-        "facts": [(key, values[key], sources.get(key, "")) for key in _FACTS if values.get(key) is not None],
+        "facts": [(key, values[key], sources.get(key, "")) for key in facts if values.get(key) is not None],
         "config": [(key, value, sources.get(key, "")) for key, value in values.items()],
         "argv": command.get("argv") or [],
         "package": command.get("package") or {},
@@ -264,34 +229,48 @@ def _provenance(files: _Files) -> dict[str, Any]:
         "git": git,
         "machine": [(key, value) for key, value in machine.items() if value],
         "versions": list({**stack, **drivers}.items()),
-        "data": [_data_row(entry) for entry in files.json("data.json").get("files", [])],
-        "engine": _flatten(files.json("sys/engine.json")),
+        "data": [_data_row(entry, training) for entry in files.json("data.json").get("files", [])],
+        "engine": [] if training else flatten(files.json("sys/engine.json")),
         "determinism": files.json("sys/determinism.json") or [],
         "packages": files.text("sys/packages.txt"),
     }
 
 
-def _data_row(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _data_row(entry: Mapping[str, Any], training: bool) -> dict[str, Any]:
     parts = [entry.get("role"), entry.get("dataset"), entry.get("split")]
     name = " ".join(part for part in parts if part) or Path(entry.get("path", "")).name
     asked = entry.get("revision_asked", entry.get("revision"))
-    return {"name": name, "asked": asked, **{key: entry.get(key) for key in ("source", "commit", "rows", "sha256")}}
-
-
-def _flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if not isinstance(value, dict):
-        return [(prefix, value)]
-    return [pair for key, inner in value.items() for pair in _flatten(inner, f"{prefix}.{key}" if prefix else str(key))]
+    row = {key: entry.get(key) for key in ("source", "commit", "rows", "sha256")}
+    if not training:
+        return {"name": name, "asked": asked, **row}
+    dropped = entry.get("dropped")
+    return {
+        "name": name,
+        "asked": asked,
+        "path": entry.get("path"),
+        "num_trained": entry.get("num_trained"),
+        "num_dropped": None if dropped is None else len(dropped),
+        **row,
+    }
 
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
+def _points(value: float | None) -> str:
+    """Returns a difference of two shares in percentage points, with its sign."""
+    return "–" if value is None else f"{100 * value:+.1f}".replace("-", "−")
+
+
 def _number(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else short(value)
 
 
 def _shown(value: Any) -> str:

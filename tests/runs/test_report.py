@@ -1,7 +1,8 @@
-"""report.html: what it says of a finished, a failed and a killed run, and that no text in it can run."""
+"""report.html: what it says of a finished, a failed and a killed run, of a training run, and that no text in it can run."""
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
 import os
@@ -10,6 +11,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,12 @@ from typing import Any
 import pytest
 
 from grpo_gsm8k.errors import InputError
+from grpo_gsm8k.runs.checkpoints import Checkpoints
 from grpo_gsm8k.runs.directory import RunDirectory
 from grpo_gsm8k.runs.report import NUM_TRAJECTORIES, collect_report, write_report
 
 HOSTILE = "</pre></script><script>document.title='OWNED'</script><img src=x onerror=\"document.title='OWNED'\"> & 1 < 2"
-VOID = {"meta", "link", "rect", "line", "br", "img"}
+VOID = {"meta", "link", "rect", "line", "polyline", "polygon", "br", "img"}
 
 
 def make_row(index: int, rng: random.Random) -> dict[str, Any]:
@@ -122,6 +125,60 @@ def make_run(folder: Path, num_rows: int = 400) -> RunDirectory:
     return run
 
 
+def make_training_run(folder: Path, num_steps: int = 1200, num_problems: int = 200) -> RunDirectory:
+    """A training run that was resumed once, as the harness leaves it: evaluated every quarter, two of four checkpoints kept."""
+    run = RunDirectory.create(folder, "sft", ["sft", "--data_path", "pairs.jsonl"])
+    run.start()
+    run.start()
+    values = {"model_id": "Qwen/Qwen2.5-0.5B", "data_path": "pairs.jsonl", "lr": 2e-5, "lora_rank": None, "seed": 31415}
+    run.write_json("config.json", {"values": values, "sources": dict.fromkeys(values, "flag")})
+    run.write_json("sys/learner.json", {"model": "Qwen2ForCausalLM", "dtype": "bfloat16", "num_trained_parameters": 494032768})
+    run.write_json("sys/world.json", {"code": "0e175e1d67d955ac", "torch": "2.13.0", "gpu": "NVIDIA H100"})
+    run.append(
+        "sys/eval_worker.jsonl", {"event": "started"}, {"event": "ready", "engine": {"engine": "vllm", "dtype": "bfloat16"}}
+    )
+    model = {"role": "model", "source": "Qwen/Qwen2.5-0.5B", "revision": "main", "commit": "060db6499f32faf8", "sha256": None}
+    data = {"role": "training data", "source": "local", "path": "pairs.jsonl", "sha256": "743f3544a860b8cf", "rows": 4000}
+    evals = {"role": "eval set", "source": "local", "path": "val.jsonl", "sha256": "336ab0a804f1d6e6", "rows": num_problems}
+    run.write_json("data.json", {"files": [model, {**data, "num_trained": 84436, "dropped": ["a", "b"]}, evals]})
+    run.write_json("overlap.json", {"num_overlapping": 3, "pairs": []})
+    run.append("resumed.jsonl", {"argv": ["sft"], "after": "running", "changes": ["torch was '2.12.0' and is '2.13.0'"]})
+    run.append("resumed.jsonl", {"data_changes": ["training data/None was {} and is {'rows': 4000}"]})
+    rng = random.Random(11)
+    checkpoints = Checkpoints(run, keep_last=2)
+    for step in range(num_steps + 1):
+        if step:
+            loss = 0.9 * 0.998**step + 0.1 * rng.random() + (7.5 if step == num_steps // 3 else 0.0)
+            row = {"train/loss": loss, "optim/lr": 2e-5 * (1 - step / num_steps), "optim/grad_norm": 1 + rng.random()}
+            run.append("metrics.jsonl", {"step": step, **row, "time/tokens_per_s": 9000.0 + step})
+        if step % (num_steps // 4):
+            continue
+        rows = [make_row(index, rng) for index in range(num_problems)]
+        found = aggregate(rows)
+        gain = 0.1 * step / num_steps
+        for scores in found["graders"].values():
+            scores.update(accuracy=0.5 + gain, ci95=[0.45 + gain, 0.55 + gain])
+        run.append(f"eval/step_{step}.jsonl", *rows)
+        run.write_json(f"eval/step_{step}.json", {**found, "step": step})
+        run.append("metrics.jsonl", {"step": step, "eval/numeric/accuracy": 0.5 + gain})
+        if step:
+            with checkpoints.writing(step) as path:
+                for name in ("model.safetensors", "trainer/optimizer.safetensors", "pending_eval/step-0/model.safetensors"):
+                    (path / name).parent.mkdir(parents=True, exist_ok=True)
+                    (path / name).write_bytes(f"{name} of step {step}".encode())
+    run.write_json("result.json", {"steps": num_steps, "weights_sha256": "19d243105c97b34c", "last_eval_step": num_steps})
+    run.finish("completed", None, 0)
+    return run
+
+
+def plotted(page: str, title: str) -> list[tuple[float, float]]:
+    """The points of the curve of that title, in units of the plot (0 to 1000, from the top left)."""
+    figure = next(part for part in page.split("<figure>")[1:] if f"<b>{title}</b>" in part)
+    line = re.search(r'<polyline class="curve" points="([^"]*)"', figure.replace(" faint", ""))
+    assert line is not None
+    return [(float(x), float(y)) for x, y in (point.split(",") for point in line[1].split())]
+
+
 def read_report(run: RunDirectory) -> str:
     return write_report(run.path).read_text(encoding="utf-8")
 
@@ -174,9 +231,10 @@ def test_a_finished_run_is_on_one_page_with_its_interval_tables_and_provenance(t
     assert "not complete" not in shown
 
 
-def test_the_page_is_well_formed_and_asks_the_network_for_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [make_run, make_training_run])
+def test_the_page_is_well_formed_and_asks_the_network_for_nothing(make: Callable[[Path], RunDirectory], tmp_path: Path) -> None:
     outline = Outline()
-    page = read_report(make_run(tmp_path))
+    page = read_report(make(tmp_path))
     outline.feed(page)
     assert outline.open == []
     assert {tag for tag, _ in outline.seen}.isdisjoint({"script", "img", "iframe", "object", "embed"})
@@ -270,6 +328,103 @@ def test_ten_thousand_rows_give_a_small_page_in_seconds(tmp_path: Path) -> None:
     page = write_report(run.path)
     assert time.process_time() - started < 8
     assert page.stat().st_size < 500_000
+
+
+def test_a_training_page_has_its_evaluations_checkpoints_and_provenance(tmp_path: Path) -> None:
+    run = make_training_run(tmp_path)
+    weights = hashlib.sha256(b"model.safetensors of step 1200").hexdigest()[:12]
+    shown = text_of(read_report(run))
+    for expected in (
+        "Accuracy, numeric grader, step 1200 60.0 % 95 % interval 55.0 % – 65.0 % +10.0 points against step 0 (50.0 %)",
+        "0 50.0 % 45.0 % – 55.0 % – 50.0 %",
+        "900 57.5 % 52.5 % – 62.5 % +7.5 57.5 %",
+        "300 pruned model.safetensors",
+        f"1,200 kept model.safetensors {weights}",
+        "20 of 200 completions, drawn by seed 0, not chosen",
+        "Sampled trajectories of step 1,200",
+        "num_trained_parameters 494032768",
+        "trained weights 19d243105c97b34c",
+        "Evaluator: what was really got engine vllm",
+        "was cut off while running torch was '2.12.0' and is '2.13.0' data: training data/None was {} and is {'rows': 4000}",
+        "model Qwen/Qwen2.5-0.5B asked: main 060db6499f32faf8",
+        "training data 84,436 trained tokens, 2 dropped local pairs.jsonl – 4,000 743f3544a860b8cf",
+        "3 training examples are problems of the eval set, as allowed",
+        "code 0e175e1d67d955ac",
+    ):
+        assert expected in shown
+    assert "optimizer.safetensors" not in shown
+    assert "pending_eval" not in shown
+    assert "sys/engine.json" not in shown
+    assert shown.count("Gold answer:") == 20
+
+
+def test_a_curve_is_drawn_where_its_values_are(tmp_path: Path) -> None:
+    page = read_report(make_training_run(tmp_path, num_steps=8))
+    rate = plotted(page, "Learning rate")  # falls evenly from 7/8 of the peak to nothing, on an axis from 0 to 2e-05
+    assert rate == [(125.0 * step, 125.0 * step) for step in range(1, 9)]
+    assert [x for x, _ in plotted(page, "Accuracy, numeric grader")] == [0, 250, 500, 750, 1000]
+    assert plotted(page, "Accuracy, numeric grader")[0][1] == pytest.approx(1000 * (0.65 - 0.5) / (0.65 - 0.45))
+    assert '<line class="base" x1="0" x2="1000" y1="750.0" y2="750.0"/>' in page
+
+
+def test_a_long_series_is_thinned_and_keeps_its_spike(tmp_path: Path) -> None:
+    page = read_report(make_training_run(tmp_path, num_steps=6000, num_problems=20))
+    points = plotted(page, "Loss")
+    assert 300 <= len(points) <= 400
+    assert points == sorted(points, key=lambda point: point[0])
+    assert min(points, key=lambda point: point[1])[0] == pytest.approx(1000 * 2000 / 6000, abs=0.1)
+    assert "highest 7.5" in text_of(page)
+    assert f"{len(points)} of 6,000 values drawn" in text_of(page)
+    assert len(page) < 400_000
+
+
+def test_one_step_is_a_dot_and_huge_values_stay_short(tmp_path: Path) -> None:
+    run = make_training_run(tmp_path, num_steps=4, num_problems=5)
+    (run.path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 0.5, "optim/lr": 1e30}\n', "utf-8")
+    page = read_report(run)
+    assert page.count('class="dot"') == 2 + len(plotted(page, "Accuracy, numeric grader"))
+    assert "last 1e+30" in page
+
+
+def test_a_training_run_that_was_killed_shows_what_it_has(tmp_path: Path) -> None:
+    run = make_training_run(tmp_path, num_steps=40, num_problems=10)
+    for step in (30, 40):
+        (run.path / f"eval/step_{step}.json").unlink()
+    (run.path / "result.json").unlink()
+    shutil.rmtree(run.path / "checkpoints/step-40")
+    with (run.path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"loss": 1}\n{"step": 41, "train/lo')
+    run.append("eval/step_30.partial.jsonl", {"index": 0})
+    shown = text_of(read_report(run))
+    assert "Accuracy, numeric grader, step 20 55.0 %" in shown
+    assert "40 kept, and not in the run directory now model.safetensors" in shown
+    assert "30 kept model.safetensors" in shown
+    assert "metrics.jsonl: a row without a step is left out" in shown
+    assert "metrics.jsonl: line 47 was being written when the run ended" in shown
+    assert "that eval did not finish; --resume does it again" in shown
+    assert "result.json is missing" in shown
+
+
+def test_a_training_run_that_failed_before_its_first_step_still_has_a_page(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path, "sft", ["sft"])
+    run.finish("failed", "no file pairs.jsonl", 2)
+    shown = text_of(read_report(run))
+    for expected in ("No step was done.", "No evaluation was finished.", "No checkpoint was saved.", "no file pairs.jsonl"):
+        assert expected in shown
+
+
+def test_twenty_thousand_steps_give_a_small_page_in_seconds(tmp_path: Path) -> None:
+    run = make_training_run(tmp_path, num_steps=40, num_problems=10)
+    lines = [{"step": step, "train/loss": 1 / step, "optim/lr": 1e-5, "optim/grad_norm": 1.0} for step in range(1, 20_001)]
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    found = json.loads((run.path / "eval/step_0.json").read_text())
+    for step in range(100, 20_001, 100):
+        run.write_json(f"eval/step_{step}.json", {**found, "step": step})
+    started = time.process_time()
+    page = write_report(run.path)
+    assert time.process_time() - started < 4
+    assert page.stat().st_size < 250_000
+    assert "All 205 evaluations" in text_of(page.read_text("utf-8"))
 
 
 @pytest.mark.browser
