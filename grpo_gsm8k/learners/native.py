@@ -23,7 +23,7 @@ from grpo_gsm8k.engines.loading import context_window, load_model
 from grpo_gsm8k.errors import DataError, EnvironmentFailure, ModelError, ProofError
 from grpo_gsm8k.learners import state
 from grpo_gsm8k.learners.head import head_logprobs, head_logprobs_backward, head_of
-from grpo_gsm8k.learners.optimizer import MasterAdamW
+from grpo_gsm8k.learners.optimizer import HALF, MasterAdamW
 from grpo_gsm8k.learners.options import LearnerOptions
 from grpo_gsm8k.learners.probe import embedding_of, packed_hidden, use_packed_attention
 from grpo_gsm8k.learners.protocol import LinearLoss, Loss, NotFiniteError
@@ -68,7 +68,10 @@ class NativeLearner:
         self._optimizer.set_masters(full)
         self._set_modes()
         self._head = head_of(model)
-        self._num_tokens = min(embedding_of(model).num_embeddings, self._head.weight_VH.shape[0])
+        self._embedding = embedding_of(model)
+        self._num_tokens = min(self._embedding.num_embeddings, self._head.weight_VH.shape[0])
+        # On a CPU, rows are added to the gradient; a dense one would be made and added for every micro-batch.
+        self._embedding.sparse = model.device.type == "cpu" and self._embedding.weight.dtype not in HALF
         self._context_window = context_window(model)
         self._gathered: list[tuple[PackedBatch, Loss]] = []
         self._num_steps = 0
@@ -228,6 +231,7 @@ class NativeLearner:
                     )
 
     def _add_gradient(self, batch: PackedBatch, loss: Loss, sums: _Sums) -> None:
+        self._optimizer.gradient_of(self._embedding.weight)  # rows are added to what is there, and stay rows where nothing is
         weight_grad = self._optimizer.gradient_of(self._head.weight_VH)
         bias_grad = None if self._head.bias_V is None else self._optimizer.gradient_of(self._head.bias_V)
         head = replace(self._head, weight_grad_VH=weight_grad, bias_grad_V=bias_grad)

@@ -54,7 +54,7 @@ class LearnerOptions:
     adamw: AdamWOptions = AdamWOptions()
     max_grad_norm: float | None = None
     gradient_checkpointing: bool = False
-    tokens_per_microbatch: int = 8192
+    tokens_per_microbatch: int = 4096
     lora: LoraOptions | None = None
     entropy: bool = False
 

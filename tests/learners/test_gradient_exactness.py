@@ -38,9 +38,7 @@ def table() -> Iterator[list[str]]:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("linear", [True, False], ids=["in the forward", "by recomputing"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_packed_gradient_equals_that_of_the_padded_batch(
-    name: str, linear: bool, dtype: torch.dtype, table: list[str]
-) -> None:
+def test_packed_gradient_equals_that_of_the_padded_batch(name: str, linear: bool, dtype: torch.dtype, table: list[str]) -> None:
     reference = build(name, dtype)
     examples = sequences()
     wanted_loss = padded_loss(reference, examples)

@@ -20,7 +20,9 @@ LOSS = SftLoss(sum(example.num_trained for example in EXAMPLES))
 LORA = LoraOptions(rank=4, alpha=8.0)
 
 
-def learner(lora: LoraOptions = LORA, name: str = "qwen2", dtype: torch.dtype = torch.float32, **options: object) -> NativeLearner:
+def learner(
+    lora: LoraOptions = LORA, name: str = "qwen2", dtype: torch.dtype = torch.float32, **options: object
+) -> NativeLearner:
     model = build(name, dtype)
     torch.manual_seed(3)  # the adapter's own first weights are drawn
     return NativeLearner(model, LearnerOptions(lora=lora, **options))  # type: ignore[arg-type]
@@ -148,7 +150,10 @@ def test_state_of_another_rank_or_kind_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("query", "matches no module; the modules are down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj, or all-linear"),
+        (
+            "query",
+            "matches no module; the modules are down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj, or all-linear",
+        ),
         ("lm_head", "'lm_head' is the head or the embeddings"),
         ("embed_tokens", "'embed_tokens' is the head or the embeddings"),
     ],
