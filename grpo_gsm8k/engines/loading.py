@@ -5,6 +5,7 @@ Torch and transformers are imported inside the functions, so that naming this mo
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,6 +43,8 @@ def resolve_model_id(model_id: str) -> str:
         raise ModelError(f"{model_id!r} is a file; give a model folder or a hub id (owner/name)")
     if model_id.startswith(("/", ".", "~")) or model_id.count("/") > 1:
         raise ModelError(f"no model folder {model_id!r}; give an existing folder, a hub id (owner/name) or {TINY!r}")
+    if "/" not in model_id and difflib.get_close_matches(model_id.lower(), [TINY], cutoff=0.6):
+        raise ModelError(f"unknown model {model_id!r}; did you mean {TINY!r}? (or a folder, or a hub id, owner/name)")
     return model_id
 
 

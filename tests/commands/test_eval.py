@@ -260,6 +260,7 @@ BAD = {
     "a corrupt file": (["--eval_path", "corrupt.jsonl"], "corrupt.jsonl:2", 2),
     "an empty file": (["--eval_path", "empty.jsonl"], "empty.jsonl", 2),
     "an unknown template": (["--template", "quesion"], "did you mean 'question'", 2),
+    "a misspelt model": (["--model_id", "tinny"], "did you mean 'tiny'", 2),
     "a missing model folder": (["--model_id", "./no/such"], "no model folder", 2),
     "a model folder without a tokenizer": (["--model_id", "bare", "--dataset", "tiny"], "no tokenizer", 2),
     "shots without a place": (["--template", "none", "--k_shot", "2"], "none", 2),
