@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -176,7 +175,7 @@ class EvalClient:
     def restore(self, step: int, weights: Path) -> None:
         """Evaluates `step`, which was pending when the run was interrupted, on weights that a checkpoint kept."""
         try:
-            shutil.copytree(weights, self._folders.make(step), dirs_exist_ok=True)
+            copy_folder(weights, self._folders.make(step))
         except OSError as error:
             raise storage_error(self._folders.path, error) from None
         self._enqueue(step)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from grpo_gsm8k.runs.checkpoints import Checkpoint, Checkpoints, cut_back, is_ev
 from grpo_gsm8k.runs.directory import RunDirectory
 from grpo_gsm8k.runs.metrics import LEDGER, METRICS, MetricsWriter
 from grpo_gsm8k.runs.progress import Progress
-from grpo_gsm8k.runs.storage import write_json
+from grpo_gsm8k.runs.storage import copy_folder, write_json
 
 log = logging.getLogger("grpo_gsm8k")
 
@@ -167,5 +166,5 @@ class TrainingRecord:
             self._save_extras(path)
             pending = {number: weights for number, weights in self._evaluator.pending().items() if number <= step}
             for number, weights in pending.items():
-                shutil.copytree(weights, path / PENDING / f"step-{number}")
+                copy_folder(weights, path / PENDING / f"step-{number}")
             write_json(path / STATE, {"step": step, "pending_eval": sorted(pending), **self._identity})

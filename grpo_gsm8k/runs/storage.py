@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +49,13 @@ def write_bytes(path: Path, content: bytes) -> None:
         if isinstance(error, OSError):
             raise storage_error(path, error) from None
         raise
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copies the files of a folder, one after the other. Raises: OSError of the first that fails (copytree's own has no errno)."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in sorted(source.iterdir()):
+        shutil.copyfile(file, target / file.name)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -260,3 +260,23 @@ def test_training_raises_held_out_accuracy_fully_and_with_lora(material: Path, t
     assert evaluated.returncode == 0, evaluated.stderr
     again = json.loads((only_run(tmp_path) / "result.json").read_bytes())
     assert abs(again["accuracy"] - result["eval"]["accuracy"]) <= 0.02
+
+
+def test_a_disk_that_fills_up_in_a_save_leaves_the_earlier_checkpoint_to_resume_from(material: Path, tmp_path: Path) -> None:
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", str(tmp_path)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("may not mount a tmpfs here")
+    try:
+        (tmp_path / "stderr").touch()
+        often = " ".join(COMMON).replace("--save_every 3 --keep_last 2", "--save_every 1").split()
+        failed = start(tmp_path, *inputs(material), *often)
+        assert failed.wait(timeout=200) == 1
+        last = (tmp_path / "stderr").read_text().rstrip().split("\n")[-1]
+        assert last.startswith("error: the disk is full")
+        run = only_run(tmp_path)
+        assert read_status(run)["state"] == "failed"
+        complete = [path.parent.name for path in run.glob("checkpoints/*/COMPLETE")]
+        assert "step-1" in complete
+        assert len(complete) == len(list((run / "checkpoints").iterdir()))
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
