@@ -52,7 +52,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """Copies the files of a folder, one after the other. Raises: OSError of the first that fails (copytree's own has no errno)."""
+    """Copies the files of a folder. Raises: OSError of the first that fails (that of shutil.copytree has no errno)."""
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted(source.iterdir()):
         shutil.copyfile(file, target / file.name)
