@@ -27,7 +27,7 @@ from grpo_gsm8k.data.jsonl import read_file
 from grpo_gsm8k.loops.eval_process import WorkerProcess
 from grpo_gsm8k.loops.eval_spec import EvalWorkerSpec
 from grpo_gsm8k.runs.directory import RunDirectory, utc_now
-from grpo_gsm8k.runs.storage import digest, storage_error
+from grpo_gsm8k.runs.storage import copy_folder, digest, storage_error
 from grpo_gsm8k.runs.weight_folders import WeightFolders, choose_place
 
 log = logging.getLogger("grpo_gsm8k")
