@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from typing import Any, TypeVar
 
-from grpo_gsm8k.config import EvalConfig
+from grpo_gsm8k.commands.start import Started, write_config
+from grpo_gsm8k.config import EvalConfig, RenderEvalConfig, RenderPairsConfig
 from grpo_gsm8k.errors import ConfigError
 from grpo_gsm8k.options import Resolved
+from grpo_gsm8k.prompts import DEFAULT_TEMPLATE
+
+R = TypeVar("R", EvalConfig, RenderEvalConfig, RenderPairsConfig)
 
 log = logging.getLogger("grpo_gsm8k")
 
@@ -55,8 +60,7 @@ def choose(resolved: Resolved[EvalConfig]) -> Resolved[EvalConfig]:
         why = "held out from training" if held_out else "math500 has no other split"
         resolved = resolved.filled("split", "val" if held_out else "test", why)
     if config.template == "auto":
-        why = "what the tiny model was trained on" if tiny else "the data set is solved by chain of thought"
-        resolved = resolved.filled("template", "question" if tiny else "qwen_math_cot", why)
+        resolved = _filled_template(resolved)
     if config.graders == ("auto",):
         math = resolved.config.dataset in ("math", "math500")
         graders: tuple[str, ...] = ("math", "numeric") if math else ("numeric", "gsm8k_strict", "math")
@@ -64,6 +68,20 @@ def choose(resolved: Resolved[EvalConfig]) -> Resolved[EvalConfig]:
             graders = ("gym",)
         resolved = resolved.filled("graders", graders, f"the data set is {resolved.config.dataset}")
     return resolved
+
+
+def fill_template(start: Started[Any], resolved: Resolved[R]) -> Resolved[R]:
+    """Returns the config with the template that `auto` stands for, on record in the run."""
+    if resolved.config.template == "auto":
+        resolved = _filled_template(resolved)
+        write_config(start.run, resolved)
+    return resolved
+
+
+def _filled_template(resolved: Resolved[R]) -> Resolved[R]:
+    if resolved.config.model_id == "tiny":
+        return resolved.filled("template", "question", "what the tiny model was trained on")
+    return resolved.filled("template", DEFAULT_TEMPLATE, "the data set is solved by chain of thought")
 
 
 def _sees_cuda(device: str) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from grpo_gsm8k.commands.choices import fill_template
 from grpo_gsm8k.commands.from_config import config_command
 from grpo_gsm8k.commands.start import started
 from grpo_gsm8k.config import RenderEvalConfig
@@ -29,13 +30,9 @@ def run_render_eval(resolved: Resolved[RenderEvalConfig]) -> None:
         from grpo_gsm8k.data.rendered_eval import load_rendered_eval_set, meta_path, write_rendered_eval_set
         from grpo_gsm8k.data.rows import load_problems
         from grpo_gsm8k.engines.loading import load_tokenizer
-        from grpo_gsm8k.prompts import DEFAULT_TEMPLATE, load_template, render_batch
+        from grpo_gsm8k.prompts import load_template, render_batch
 
-        if resolved.config.template == "auto":
-            tiny = resolved.config.model_id == "tiny"
-            why = "what the tiny model was trained on" if tiny else "the data set is solved by chain of thought"
-            resolved = resolved.filled("template", "question" if tiny else DEFAULT_TEMPLATE, why)
-            start.run.write_json("config.json", resolved.record())
+        resolved = fill_template(start, resolved)
         config = resolved.config
         infile = Path(str(config.infile))
         template = load_template(config.template)

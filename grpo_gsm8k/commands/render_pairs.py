@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from grpo_gsm8k.commands.choices import fill_template
 from grpo_gsm8k.commands.from_config import config_command
 from grpo_gsm8k.commands.start import started
 from grpo_gsm8k.config import RenderPairsConfig
@@ -24,14 +25,10 @@ def command(resolved: Resolved[RenderPairsConfig]) -> None:
         from grpo_gsm8k.data.rows import load_problems
         from grpo_gsm8k.engines.loading import load_tokenizer
         from grpo_gsm8k.errors import DataError
-        from grpo_gsm8k.prompts import DEFAULT_TEMPLATE, render_batch
+        from grpo_gsm8k.prompts import render_batch
         from grpo_gsm8k.runs.storage import make_folder
 
-        if resolved.config.template == "auto":
-            tiny = resolved.config.model_id == "tiny"
-            why = "what the tiny model was trained on" if tiny else "the data set is solved by chain of thought"
-            resolved = resolved.filled("template", "question" if tiny else DEFAULT_TEMPLATE, why)
-            start.run.write_json("config.json", resolved.record())
+        resolved = fill_template(start, resolved)
         config = resolved.config
         infile = Path(str(config.infile))
         problems = load_problems(infile)[: config.limit]
