@@ -19,6 +19,7 @@ $(VENV)/.ready: pyproject.toml requirements/constraints.txt
 
 demo: setup ## The main job on its CPU default: evaluate the tiny model, with a report
 	$(RUN) grpo_gsm8k.cli eval --limit 200
+	@echo 'Open the report in a browser. Next: docs/run-directory.md says what the run left; $(BIN)/grpo-gsm8k eval --help what else it does.'
 
 test: setup ## The tests
 	$(RUN) pytest -n 2
