@@ -180,6 +180,7 @@ def run_once(shape: Shape, way: str, threads: int) -> None:
 def measure(name: str, way: str, threads: int) -> dict[str, float]:
     """Returns what one run of `way` in a process of its own printed."""
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    env["OMP_WAIT_POLICY"] = "passive"  # threads that spin collapse where the machine is shared
     env |= {"WANDB_MODE": "disabled", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, str(Path(__file__)), "--shape", name, "--threads", str(threads), "--once", way]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
