@@ -6,7 +6,7 @@ Shapes: N trained tokens of a micro-batch (see `grpo_gsm8k.algorithms.packing`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from grpo_gsm8k.algorithms.packing import PackedBatch
 from grpo_gsm8k.errors import ProofError
@@ -24,6 +24,7 @@ class SftLoss:
     """
 
     num_trained: int
+    separable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.num_trained < 1:
@@ -33,8 +34,5 @@ class SftLoss:
         """Returns the scalar loss; `logprobs_N` are the natural-log probabilities of the trained tokens."""
         return -logprobs_N.sum() / self.num_trained
 
-    def token_weights(self, batch: PackedBatch) -> torch.Tensor:
-        """Returns (N) float64, what each log-prob counts in the loss: the loss is linear in them."""
-        import torch
-
-        return torch.full((batch.num_trained,), -1.0 / self.num_trained, dtype=torch.float64)
+    def entropy_weights(self, batch: PackedBatch) -> None:
+        """Returns None: entropies are no part of this loss."""

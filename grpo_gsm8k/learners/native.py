@@ -7,6 +7,7 @@ Shapes: T input tokens of a micro-batch laid end to end, N trained tokens, H hid
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from grpo_gsm8k.algorithms.packing import PackedBatch, num_inputs, pack, plan_microbatches
+from grpo_gsm8k.algorithms.packing import PackedBatch, num_inputs, pack, plan_microbatches, untrained_prefixes
 from grpo_gsm8k.engines.loading import context_window, load_model
 from grpo_gsm8k.errors import DataError, EnvironmentFailure, ModelError, ProofError
 from grpo_gsm8k.learners import state
-from grpo_gsm8k.learners.head import head_logprobs, head_logprobs_backward, head_of
+from grpo_gsm8k.learners.head import Head, head_logprobs, head_loss_backward, head_of
 from grpo_gsm8k.learners.optimizer import HALF, MasterAdamW
 from grpo_gsm8k.learners.options import LearnerOptions
 from grpo_gsm8k.learners.probe import embedding_of, packed_hidden, use_packed_attention
-from grpo_gsm8k.learners.protocol import LinearLoss, Loss, NotFiniteError
+from grpo_gsm8k.learners.protocol import Loss, NotFiniteError
 from grpo_gsm8k.tokenize import TokenSequence
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class _Sums:
     """What the micro-batches of one `forward_backward` add up to."""
 
     loss: float = 0.0
-    entropy: float = 0.0
+    entropy: float | None = None
     num_trained: int = 0
     num_tokens: int = 0
     num_microbatches: int = 0
@@ -66,12 +67,14 @@ class NativeLearner:
             _cast(model, torch.bfloat16, but=() if self._adapted is None else tuple(trained))
         self._optimizer = MasterAdamW(trained, options.adamw)
         self._optimizer.set_masters(full)
+        self._reference = copy.deepcopy(model).requires_grad_(False) if options.keep_reference and not options.lora else None
         self._set_modes()
-        self._head = head_of(model)
+        self._head = replace(head_of(model), temperature=options.temperature)
         self._embedding = embedding_of(model)
         self._num_tokens = min(self._embedding.num_embeddings, self._head.weight_VH.shape[0])
         # On a CPU, rows are added to the gradient; a dense one would be made and added for every micro-batch.
         self._embedding.sparse = model.device.type == "cpu" and self._embedding.weight.dtype not in HALF
+        self._shares = options.share_prefixes and model.device.type == "cpu"  # a CUDA kernel for it is not written
         self._context_window = context_window(model)
         self._gathered: list[tuple[PackedBatch, Loss]] = []
         self._num_steps = 0
@@ -98,19 +101,43 @@ class NativeLearner:
             raise ProofError("the step has no sequence; it needs at least one")
         sums = _Sums()
         try:
-            lengths = [num_inputs(sequence) for sequence in sequences]
-            self._check_lengths(sequences, lengths)
             with _memory_named(self.options):
-                for indices in plan_microbatches(lengths, self.options.tokens_per_microbatch):
-                    batch = pack(sequences, indices)
-                    self._check_vocabulary(batch, sequences)
-                    self._add_gradient(batch.to(self.model.device), loss, sums)
+                for _, batch in self._microbatches(sequences):
+                    self._add_gradient(batch, loss, sums)
         except BaseException:
             self._drop()
             raise
         metrics = {"loss": sums.loss, "num_trained": float(sums.num_trained)}
         metrics |= {"num_tokens": float(sums.num_tokens), "num_microbatches": float(sums.num_microbatches)}
-        return metrics | ({"entropy": sums.entropy / sums.num_trained} if self.options.entropy else {})
+        return metrics | ({} if sums.entropy is None else {"entropy": sums.entropy / sums.num_trained})
+
+    @torch.no_grad()
+    def logprobs(
+        self,
+        sequences: Sequence[TokenSequence],
+        *,
+        reference: bool = False,
+        temperature: float | None = None,
+        dtype: str | None = None,
+    ) -> list[tuple[float, ...]]:
+        """Returns the log-probs of each sequence's trained tokens, in order; see `Learner`."""
+        found: list[tuple[float, ...]] = [()] * len(sequences)
+        with _memory_named(self.options), self._weights(reference) as (model, head):
+            if dtype is not None:
+                model = copy.deepcopy(model)
+                _cast(model, getattr(torch, dtype))
+                head = replace(head_of(model), temperature=head.temperature)
+            if temperature is not None:
+                head = replace(head, temperature=temperature)
+            for indices, batch in self._microbatches(sequences):
+                hidden_TH = packed_hidden(model, batch.input_ids_T, batch.position_ids_T, batch.lengths, batch.continues)
+                logprobs_N, _ = head_logprobs(hidden_TH[batch.trained_at_N], batch.labels_N, head)
+                values = logprobs_N.tolist()
+                start = 0
+                for index in indices:
+                    found[index] = tuple(values[start : start + sequences[index].num_trained])
+                    start += len(found[index])
+        return found
 
     def optim_step(self, lr: float) -> Mapping[str, float]:
         """Takes one AdamW step at `lr`; returns `lr`, and the gradient's norm before and after clipping."""
@@ -186,6 +213,8 @@ class NativeLearner:
             "num_trained_parameters": sum(weight.numel() for weight in weights),
             "master_weights": bool(self._optimizer.masters),
             "lora": self._adapted is not None,
+            "share_prefixes": self._shares
+            or ("off" if not self.options.share_prefixes else "off: only attention on a CPU can share"),
         }
 
     def _add_adapter(self) -> PeftModel | None:
@@ -198,9 +227,7 @@ class NativeLearner:
     def _set_modes(self) -> None:
         """Evaluation mode (no dropout) but for what works in training mode only: the adapter's dropout, checkpointed layers."""
         self.model.train(False)
-        for name, module in self.model.named_modules():
-            if ".lora_dropout." in name:
-                module.train()
+        self._set_dropout(True)
         if self.options.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
             layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
@@ -210,6 +237,39 @@ class NativeLearner:
                 )
             for layer in layers:
                 layer.training = True
+
+    def _set_dropout(self, on: bool) -> None:
+        """Switches the adapter's dropout."""
+        for name, module in self.model.named_modules():
+            if ".lora_dropout." in name:
+                module.train(on)
+
+    @contextmanager
+    def _weights(self, reference: bool) -> Iterator[tuple[PreTrainedModel, Head]]:
+        """The model, without the adapter's dropout, and its head: as they are, or as the learner was made with."""
+        if not reference:
+            self._set_dropout(False)
+            try:
+                yield self.model, self._head
+            finally:
+                self._set_dropout(True)
+        elif self._adapted is not None:
+            with self._adapted.disable_adapter():
+                yield self.model, self._head
+        elif self._reference is not None:
+            yield self._reference, replace(head_of(self._reference), temperature=self.options.temperature)
+        else:
+            raise ModelError("the learner kept no reference weights; make it with keep_reference")
+
+    def _microbatches(self, sequences: Sequence[TokenSequence]) -> Iterator[tuple[list[int], PackedBatch]]:
+        """Yields the micro-batches on the device, and which sequences are in each."""
+        lengths = [num_inputs(sequence) for sequence in sequences]
+        self._check_lengths(sequences, lengths)
+        prefixes = untrained_prefixes(sequences) if self._shares else None
+        for indices in plan_microbatches(lengths, self.options.tokens_per_microbatch, prefixes):
+            batch = pack(sequences, indices, share_prefixes=self._shares)
+            self._check_vocabulary(batch, sequences)
+            yield indices, batch.to(self.model.device)
 
     def _check_lengths(self, sequences: Sequence[TokenSequence], lengths: Sequence[int]) -> None:
         window = self._context_window
@@ -235,24 +295,33 @@ class NativeLearner:
         weight_grad = self._optimizer.gradient_of(self._head.weight_VH)
         bias_grad = None if self._head.bias_V is None else self._optimizer.gradient_of(self._head.bias_V)
         head = replace(self._head, weight_grad_VH=weight_grad, bias_grad_V=bias_grad)
-        hidden_TH = packed_hidden(self.model, batch.input_ids_T, batch.position_ids_T, batch.lengths)
+        hidden_TH = packed_hidden(self.model, batch.input_ids_T, batch.position_ids_T, batch.lengths, batch.continues)
         hidden_NH = hidden_TH.index_select(0, batch.trained_at_N)
-        entropy_N: torch.Tensor | None
-        if isinstance(loss, LinearLoss):
-            weights_N = loss.token_weights(batch).to(hidden_NH.device)
-            logprobs_N, entropy_N, dhidden_NH = head_logprobs_backward(
-                hidden_NH, batch.labels_N, head, weights_N, self.options.entropy
+        entropy_weights_N = loss.entropy_weights(batch)
+        if loss.separable:
+            total, entropy_N, dhidden_NH = head_loss_backward(
+                hidden_NH,
+                batch.labels_N,
+                head,
+                lambda logprobs_C, part: loss(logprobs_C, batch.tokens(part)),
+                self.options.entropy,
+                entropy_weights_N,
             )
-            value = self._finite((weights_N * logprobs_N).sum(), batch)
+            value = self._finite(total, batch)
             torch.autograd.backward(hidden_NH, dhidden_NH)
         else:
-            logprobs_N, entropy_N = head_logprobs(hidden_NH, batch.labels_N, head, self.options.entropy)
-            total = loss(logprobs_N, batch)
+            entropy = self.options.entropy or entropy_weights_N is not None
+            logprobs_N, entropy_N = head_logprobs(hidden_NH, batch.labels_N, head, entropy)
+            total = loss(logprobs_N.double(), batch)
+            if entropy_weights_N is not None:
+                assert entropy_N is not None
+                total = total + (entropy_weights_N * entropy_N).sum(dtype=torch.float64)
             value = self._finite(total, batch)
             torch.autograd.backward(total)
         self._gathered.append((batch, loss))
         sums.loss += value
-        sums.entropy += 0.0 if entropy_N is None else entropy_N.double().sum().item()
+        if entropy_N is not None:
+            sums.entropy = (sums.entropy or 0.0) + entropy_N.detach().double().sum().item()
         sums.num_trained += batch.num_trained
         sums.num_tokens += len(batch.input_ids_T)
         sums.num_microbatches += 1

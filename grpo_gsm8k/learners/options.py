@@ -23,7 +23,8 @@ class AdamWOptions:
 class LoraOptions:
     """Low-rank adapters (peft). `target_modules` are module names, or `all-linear` (all but the head).
 
-    `dropout` draws its noise micro-batch by micro-batch, so with it the split into micro-batches does change the result.
+    `dropout` draws its noise micro-batch by micro-batch (a shared prefix is given one), so with it the split into micro-batches
+    does change the result.
     """
 
     rank: int
@@ -46,8 +47,11 @@ class LearnerOptions:
 
     `dtype`: "float32"; "bfloat16" (weights and arithmetic in bf16, as engines sample, with float32 master weights and gradient
     sums); None leaves the model as it came. `tokens_per_microbatch` bounds activation memory and never changes the result; a
-    longer sequence is a micro-batch of its own. `max_grad_norm` None is no clipping. `entropy` adds the metric `entropy`:
-    the mean over trained tokens of the entropy of the predicted distribution, in nats.
+    longer sequence is a micro-batch of its own. `share_prefixes` computes the untrained tokens that sequences of a micro-batch
+    begin with in common once (on a CPU; elsewhere it is ignored). `max_grad_norm` None is no clipping. `temperature` divides
+    the logits, as it did when the tokens were sampled. `entropy` adds the metric `entropy`: the mean over trained tokens of the
+    entropy of the predicted distribution, in nats. `keep_reference` keeps a frozen copy of the first weights (an adapter needs
+    none: it is switched off instead).
     """
 
     dtype: str | None = None
@@ -57,6 +61,9 @@ class LearnerOptions:
     tokens_per_microbatch: int = 4096
     lora: LoraOptions | None = None
     entropy: bool = False
+    temperature: float = 1.0
+    share_prefixes: bool = True
+    keep_reference: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:
@@ -65,3 +72,5 @@ class LearnerOptions:
             raise ConfigError(f"tokens_per_microbatch {self.tokens_per_microbatch} holds nothing; give at least 1")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ConfigError(f"max_grad_norm {self.max_grad_norm} is no norm; give a number above 0, or none for no clipping")
+        if not self.temperature > 0:
+            raise ConfigError(f"temperature {self.temperature} divides no logits; give a number above 0")

@@ -33,7 +33,7 @@ def use_packed_attention(model: PreTrainedModel) -> None:
     model.set_attn_implementation(packed_attention.register())
     positions_T = torch.cat([torch.arange(length, device=device) for length in LENGTHS])
     try:
-        packed_TV = head.logits(packed_hidden(model, torch.cat(sequences), positions_T, LENGTHS))
+        packed_TV = head.logits(packed_hidden(model, torch.cat(sequences), positions_T, LENGTHS, (-1, -1, -1)))
     except TypeError as error:
         raise ModelError(f"{kind} cannot be trained packed: {' '.join(str(error).split())}") from error
     worst = ((packed_TV - alone_TV).abs().max() / alone_TV.abs().max()).item()
@@ -55,10 +55,14 @@ def embedding_of(model: PreTrainedModel) -> torch.nn.Embedding:
 
 
 def packed_hidden(
-    model: PreTrainedModel, input_ids_T: torch.Tensor, position_ids_T: torch.Tensor, lengths: tuple[int, ...]
+    model: PreTrainedModel,
+    input_ids_T: torch.Tensor,
+    position_ids_T: torch.Tensor,
+    lengths: tuple[int, ...],
+    continues: tuple[int, ...],
 ) -> torch.Tensor:
-    """Returns the last hidden states (T, H) of sequences laid end to end."""
-    layout = packed_attention.PackedLayout(lengths)
+    """Returns the last hidden states (T, H) of segments laid end to end; `continues` as in `PackedBatch`."""
+    layout = packed_attention.PackedLayout(lengths, continues)
     output = model.base_model(
         input_ids=input_ids_T[None], position_ids=position_ids_T[None], use_cache=False, packed_layout=layout
     )

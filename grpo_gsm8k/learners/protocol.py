@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from grpo_gsm8k.errors import ProofError
 from grpo_gsm8k.tokenize import TokenSequence
@@ -26,26 +26,27 @@ class NotFiniteError(ProofError):
 
 
 class Loss(Protocol):
-    """A differentiable function of the trained tokens' log-probs, added up over micro-batches: its normaliser is the step's."""
+    """A differentiable function of the trained tokens' log-probs, added up over micro-batches: its normaliser is the step's.
 
-    def __call__(self, logprobs_N: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-        """Returns a scalar; `logprobs_N` are natural logs, float32 or better."""
-        ...
-
-
-@runtime_checkable
-class LinearLoss(Protocol):
-    """A loss that is a weighted sum of log-probs, the weights known before them (supervised, on-policy policy gradient).
-
-    A learner may form its gradient while it computes the log-probs, so that the vocabulary projection is computed once.
+    `separable`: the loss is a sum over trained tokens, each term a function of that token's log-prob alone. A learner may then
+    call it with any slice of a micro-batch's tokens, and form its gradient while it computes the log-probs, so that the
+    vocabulary projection is computed once.
     """
 
-    def __call__(self, logprobs_N: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-        """Returns the same sum as a scalar."""
+    @property
+    def separable(self) -> bool:
+        """Whether the loss is a sum of one term a token."""
         ...
 
-    def token_weights(self, batch: PackedBatch) -> torch.Tensor:
-        """Returns (N) float64: the loss is the sum of these times the log-probs."""
+    def __call__(self, logprobs_N: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+        """Returns a scalar; `logprobs_N` are natural logs in float64, at the learner's temperature."""
+        ...
+
+    def entropy_weights(self, batch: PackedBatch) -> torch.Tensor | None:
+        """Returns (N), for a loss that also holds Σ weights · entropy (nats) of the predicted distributions, else None.
+
+        The learner adds that term, value and gradient; it is no part of what calling the loss returns.
+        """
         ...
 
 
@@ -59,6 +60,22 @@ class Learner(Protocol):
         How the learner splits and packs the sequences never changes the result. When it raises, what had gathered is dropped.
         Raises: NotFiniteError when the loss is not finite; ProofError when a sequence trains no token; ModelError for token
         ids outside the vocabulary; EnvironmentFailure when memory runs out.
+        """
+        ...
+
+    def logprobs(
+        self,
+        sequences: Sequence[TokenSequence],
+        *,
+        reference: bool = False,
+        temperature: float | None = None,
+        dtype: str | None = None,
+    ) -> list[tuple[float, ...]]:
+        """Returns the log-probs of each sequence's trained tokens, in order; trains nothing.
+
+        `reference`: under the weights that the learner was made with. `temperature`: at another than the learner's own.
+        `dtype` ("float32", "bfloat16", "float16"): by a copy of the weights, made for this call, in that precision.
+        Raises: ModelError when `reference` is asked for and those weights were not kept; else as `forward_backward`.
         """
         ...
 
@@ -86,4 +103,8 @@ class Learner(Protocol):
 
     def weights_digest(self) -> str:
         """Returns the sha256 (hex) of what is trained: names, shapes and raw bytes."""
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """Returns what is trained and how ("dtype" among it), for the run's record."""
         ...

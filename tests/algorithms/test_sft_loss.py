@@ -21,10 +21,12 @@ def test_loss_is_the_negative_log_likelihood_over_the_tokens_of_the_whole_step()
     assert SftLoss(num_trained=12)(logprobs_N, BATCH).item() == pytest.approx((1 + 2 + 3) * math.log(2) / 12, rel=1e-12)
 
 
-def test_token_weights_give_the_same_loss_as_a_weighted_sum() -> None:
+def test_loss_is_the_sum_of_those_of_any_slices_of_its_tokens() -> None:
     logprobs_N = torch.tensor([0.5, 0.3, 0.125], dtype=torch.float64).log()
     loss = SftLoss(num_trained=5)
-    assert (loss.token_weights(BATCH) * logprobs_N).sum().item() == pytest.approx(loss(logprobs_N, BATCH).item(), rel=1e-12)
+    parts = [loss(logprobs_N[part], BATCH.tokens(part)).item() for part in (slice(0, 2), slice(2, 3))]
+    assert loss.separable
+    assert sum(parts) == pytest.approx(loss(logprobs_N, BATCH).item(), rel=1e-12)
 
 
 def test_step_that_trains_no_token_is_refused() -> None:

@@ -6,6 +6,8 @@ Shapes: B sequences, T positions, V tokens of the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from transformers import (
@@ -23,7 +25,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from grpo_gsm8k.learners.protocol import Loss
+from grpo_gsm8k.algorithms.packing import PackedBatch
 from grpo_gsm8k.tokenize import TokenSequence
 
 VOCAB = 61
@@ -114,6 +116,15 @@ def difference(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) 
     return max(((found[name] - wanted[name]).norm() / norm).item() for name in wanted)
 
 
-def not_linear(loss: Loss) -> Loss:
-    """The same loss, with nothing that tells a learner that it is linear: its gradient is formed by autograd."""
-    return lambda logprobs_N, batch: loss(logprobs_N, batch)
+@dataclass(frozen=True)
+class Whole:
+    """A loss given by a plain function of a micro-batch's log-probs: its gradient is formed by autograd."""
+
+    function: Callable[[torch.Tensor, PackedBatch], torch.Tensor]
+    separable: ClassVar[bool] = False
+
+    def __call__(self, logprobs_N: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+        return self.function(logprobs_N, batch)
+
+    def entropy_weights(self, batch: PackedBatch) -> torch.Tensor | None:
+        return self.function.entropy_weights(batch) if hasattr(self.function, "entropy_weights") else None

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from architectures import CONFIGS, build, difference, gradients, not_linear, padded_loss, sequences
+from architectures import CONFIGS, Whole, build, difference, gradients, padded_loss, sequences
 
 from grpo_gsm8k.algorithms.sft_loss import SftLoss
 from grpo_gsm8k.learners import head as head_module
@@ -36,9 +36,11 @@ def table() -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("linear", [True, False], ids=["in the forward", "by recomputing"])
+@pytest.mark.parametrize("separable", [True, False], ids=["in the forward", "by recomputing"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_packed_gradient_equals_that_of_the_padded_batch(name: str, linear: bool, dtype: torch.dtype, table: list[str]) -> None:
+def test_packed_gradient_equals_that_of_the_padded_batch(
+    name: str, separable: bool, dtype: torch.dtype, table: list[str]
+) -> None:
     reference = build(name, dtype)
     examples = sequences()
     wanted_loss = padded_loss(reference, examples)
@@ -47,9 +49,9 @@ def test_packed_gradient_equals_that_of_the_padded_batch(name: str, linear: bool
     for budget in (8192, 30):
         options = LearnerOptions(tokens_per_microbatch=budget)
         learner = NativeLearner(build(name, dtype), options)
-        metrics = learner.forward_backward(examples, sft if linear else not_linear(sft))
+        metrics = learner.forward_backward(examples, sft if separable else Whole(sft))
         worst = difference(gradients(learner.model), gradients(reference))
-        how = "forward" if linear else "backward"
+        how = "forward" if separable else "backward"
         table.append(f"| {name} | {str(dtype)[6:]} | {metrics['num_microbatches']:.0f} | {how} | {worst:.1e} |")
         assert metrics["loss"] == pytest.approx(wanted_loss.item(), rel=1e-6)
         assert worst < (FLOAT64_LIMIT if dtype == torch.float64 else FLOAT32_LIMIT)

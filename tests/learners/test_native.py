@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import VOCAB, build, difference, gradients, not_linear, padded_loss, sequences
+from architectures import VOCAB, Whole, build, difference, gradients, padded_loss, sequences
 from transformers import AutoModelForCausalLM
 
 from grpo_gsm8k.algorithms.packing import PackedBatch
@@ -17,7 +17,7 @@ from grpo_gsm8k.algorithms.sft_loss import SftLoss
 from grpo_gsm8k.errors import DataError, EngineError, EnvironmentFailure, ModelError, ProofError, StorageError
 from grpo_gsm8k.learners.native import NativeLearner
 from grpo_gsm8k.learners.options import AdamWOptions, LearnerOptions
-from grpo_gsm8k.learners.protocol import Learner, LinearLoss, Loss, NotFiniteError
+from grpo_gsm8k.learners.protocol import Learner, Loss, NotFiniteError
 from grpo_gsm8k.tokenize import TokenSequence
 
 EXAMPLES = sequences()
@@ -91,11 +91,11 @@ def test_several_calls_before_a_step_add_up() -> None:
     assert difference(gradients(parts.model), gradients(whole.model)) < 1e-6
 
 
-def test_supervised_loss_is_linear_and_its_gradient_is_the_same_either_way() -> None:
-    assert isinstance(LOSS, LinearLoss)
+def test_supervised_loss_is_separable_and_its_gradient_is_the_same_either_way() -> None:
+    assert LOSS.separable
     forward, backward = learner(dtype=torch.float64), learner(dtype=torch.float64)
     forward.forward_backward(EXAMPLES, LOSS)
-    backward.forward_backward(EXAMPLES, not_linear(LOSS))
+    backward.forward_backward(EXAMPLES, Whole(LOSS))
     assert difference(gradients(forward.model), gradients(backward.model)) < 1e-12
 
 
@@ -108,7 +108,7 @@ def test_loss_is_given_the_extras_and_the_places_of_its_tokens() -> None:
             seen[int(place), int(label)] = float(weight)
         return -logprobs_N.sum()
 
-    learner(LearnerOptions(tokens_per_microbatch=30)).forward_backward(examples, loss)
+    learner(LearnerOptions(tokens_per_microbatch=30)).forward_backward(examples, Whole(loss))
     wanted = {
         (place, token): float(token)
         for place, example in enumerate(examples)
@@ -223,7 +223,7 @@ def poison(subject: NativeLearner, token: int) -> None:
         subject.model.get_input_embeddings().weight[token] = math.nan
 
 
-@pytest.mark.parametrize("wrap", [lambda loss: loss, not_linear], ids=["linear", "not linear"])
+@pytest.mark.parametrize("wrap", [lambda loss: loss, Whole], ids=["separable", "whole"])
 def test_loss_that_is_not_finite_stops_names_its_micro_batch_and_leaves_no_gradient(wrap: Callable[[Loss], Loss]) -> None:
     subject = NativeLearner(build("llama"), LearnerOptions(tokens_per_microbatch=1))
     elsewhere = {token for example in EXAMPLES if example.id != "s3" for token in example.token_ids}
@@ -243,7 +243,7 @@ def test_gradient_that_is_not_finite_stops_names_its_micro_batch_and_leaves_the_
         odd = (logprobs_N - logprobs_N.detach()).abs().sqrt().sum() if batch.sequence_ids == ("s1",) else 0.0
         return -logprobs_N.sum() + odd
 
-    subject.forward_backward(EXAMPLES, loss)
+    subject.forward_backward(EXAMPLES, Whole(loss))
     with pytest.raises(NotFiniteError, match="gradient norm is nan at step 0") as caught:
         subject.optim_step(0.01)
     assert caught.value.sequence_ids == ("s1",)
@@ -282,7 +282,7 @@ def test_running_out_of_memory_names_what_saves_some() -> None:
     with pytest.raises(
         EnvironmentFailure, match=r"tokens_per_microbatch \(now 4096\); set gradient_checkpointing; use lora_rank"
     ):
-        learner().forward_backward(EXAMPLES, hungry)
+        learner().forward_backward(EXAMPLES, Whole(hungry))
 
 
 def test_device_that_is_not_there_is_refused() -> None:
