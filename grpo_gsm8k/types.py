@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 StopReason = Literal["eos", "stop", "length"]
 Status = Literal["correct", "wrong", "unparsed", "error"]
+RolloutStop = Literal["answered", "length", "max_turns", "max_tokens", "error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +85,41 @@ class Score:
     answer: str | None
     status: Status
     explanation: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of the model in a rollout: it sampled `token_ids[start:end]` of the rollout, which read `text`."""
+
+    start: int
+    end: int
+    text: str
+    stop_reason: StopReason
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A prompt, what followed it, and its score, exact at token level: nothing in it was decoded and encoded again.
+
+    `token_ids` is all that follows the prompt; `sampled` says of each token whether the model sampled it (the others are the
+    environment's) and `logprobs` are the sampling log-probs (0.0 where a token was not sampled). `stop_reason`: "answered" (the
+    environment gave a score), "length" (a turn was cut by its limit), "max_turns", "max_tokens" (of the whole rollout) or
+    "error" (the environment failed, see `score.explanation`). `metrics` are the environment's own numbers.
+    """
+
+    problem: Problem
+    sample_index: int
+    seed: int
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    sampled: tuple[bool, ...]
+    logprobs: tuple[float, ...]
+    turns: tuple[Turn, ...]
+    stop_reason: RolloutStop
+    score: Score
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def num_sampled(self) -> int:
+        """How many tokens the model sampled."""
+        return sum(self.sampled)

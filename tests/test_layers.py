@@ -14,13 +14,13 @@ import grpo_gsm8k
 PACKAGE = Path(grpo_gsm8k.__file__).parent
 LAYERS = [
     {"types", "errors"},
-    {"options", "config", "presets"},
+    {"options", "config", "config_rl", "config_env", "config_traces", "presets", "r1_traces"},
     {"runs"},
-    {"data", "prompts", "rewards", "envs", "models", "templates"},
-    {"algorithms", "tokenize", "training_data"},
+    {"data", "prompts", "turns", "rewards", "envs", "models", "templates"},
+    {"algorithms", "tokenize", "training_data", "traces"},
     {"engines", "learners"},
     {"loops"},
-    {"cli", "commands", "data_prep", "fast_eval_vllm", "r1_traces", "__main__"},
+    {"cli", "commands", "data_prep", "fast_eval_vllm", "__main__"},
 ]
 TORCH_FREE_LAYERS = range(4)
 HEAVY = {"torch", "transformers", "vllm", "trl", "peft", "accelerate", "datasets", "wandb"}

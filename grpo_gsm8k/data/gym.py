@@ -23,6 +23,7 @@ from grpo_gsm8k.data.rows import last_boxed, normalised, question_hash
 from grpo_gsm8k.errors import ConfigError, DataError, ProofError, unknown_name
 from grpo_gsm8k.types import Problem, Score
 
+MIXTURES_DIR = Path(__file__).with_name("mixtures")
 BLOCK = 1024
 _GAP = 2**20  # left free at the end of each range: some generators look a few seeds ahead
 RANGES = {"train": (0, 2**31), "val": (2**31, 2**30), "test": (2**31 + 2**30, 2**30)}
@@ -52,7 +53,12 @@ class Mixture:
 
 
 def load_mixture(path: Path) -> Mixture:
-    """Returns the mixture of a TOML file (see `parse_mixture`). Raises: ConfigError."""
+    """Returns the mixture of a TOML file (see `parse_mixture`), or a shipped one by its name. Raises: ConfigError."""
+    if not path.suffix and len(path.parts) == 1:
+        shipped = {file.stem: file for file in MIXTURES_DIR.glob("*.toml")}
+        if path.name not in shipped:
+            raise ConfigError(unknown_name("mixture", path.name, shipped) + "; a file of your own is given by its path")
+        path = shipped[path.name]
     try:
         spec = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
