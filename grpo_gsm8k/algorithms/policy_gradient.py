@@ -46,8 +46,20 @@ def compute_grpo_clip_loss(
         raise ConfigError(f"cliprange is {cliprange}; a number of at least 0 is needed")
     advantages = advantages.detach()
     ratio = torch.exp(policy_log_probs - old_log_probs.detach())
-    free, clipped = ratio * advantages, ratio.clamp(1 - cliprange, 1 + cliprange) * advantages
-    return -torch.minimum(free, clipped), {"ratio": ratio.detach(), "is_clipped": (clipped < free).detach()}
+    loss, is_clipped = clipped_surrogate(ratio, advantages, cliprange, cliprange)
+    return loss, {"ratio": ratio.detach(), "is_clipped": is_clipped}
+
+
+def clipped_surrogate(
+    ratio: torch.Tensor, advantages: torch.Tensor, clip_low: float, clip_high: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), and True where the clipped term is the smaller one.
+
+    There the loss is constant: r is beyond the bound that A would move it towards. The shapes broadcast.
+    Source: PPO (arXiv 1707.06347, equation 7); with two bounds, DAPO (arXiv 2503.14476, equation 10).
+    """
+    free, clipped = ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
+    return -torch.minimum(free, clipped), (clipped < free).detach()
 
 
 def compute_policy_gradient_loss(

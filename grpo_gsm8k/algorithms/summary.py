@@ -47,7 +47,7 @@ def summarise(rows: Sequence[Row], graders: Sequence[str], *, step: int, seed: i
         "graders": per_grader,
         "pass_at_k": {str(k): float(pass_at_k(correct_P, num_samples, k).mean()) for k in ks} if num_samples > 1 else {},
         "maj_at_k": {str(k): float(maj_at_k(answers, values, k).mean()) for k in ks} if num_samples > 1 else {},
-        "truncated": sum(row["stop_reason"] == "length" for row in rows),
+        "truncated": sum(row["stop_reason"] in ("length", "max_tokens") for row in rows),
         "disagreements": sum(bool(row["disagreement"]) for row in rows),
         "mean_prompt_tokens": _mean_known(rows, "num_prompt_tokens"),
         "mean_completion_tokens": _mean_known(rows, "num_completion_tokens"),

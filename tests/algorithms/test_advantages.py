@@ -1,4 +1,4 @@
-"""Group-normalised advantages, against values worked out by hand and NumPy."""
+"""Advantages, group-normalised and by algorithm, against values worked out by hand and NumPy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ import numpy
 import pytest
 import torch
 
-from grpo_gsm8k.algorithms.advantages import compute_group_normalized_rewards, group_advantages
+from grpo_gsm8k.algorithms.advantages import (
+    compute_group_normalized_rewards,
+    group_advantages,
+    overlong_penalty,
+    rollout_advantages,
+)
+from grpo_gsm8k.algorithms.algorithm import with_parts
+from grpo_gsm8k.algorithms.registry import ALGORITHMS, find_algorithm
 from grpo_gsm8k.errors import ConfigError, DataError, ProofError
 
 
@@ -72,3 +79,53 @@ def test_lists_that_do_not_make_groups_and_scores_without_reward_are_refused() -
         compute_group_normalized_rewards(score, ["a"] * 2, ["a"] * 3, 2, 1e-6, True)
     with pytest.raises(DataError, match="response 0 has no 'reward'"):
         compute_group_normalized_rewards(lambda response, truth: {"value": 1.0}, ["a"] * 2, ["a"] * 2, 2, 1e-6, True)
+
+
+def test_rollout_advantages_are_those_worked_out_by_hand() -> None:
+    rewards = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    expected = {
+        "reinforce": [[1, 0, 0], [1, 1, 1]],
+        "reinforce_baseline": [[2 / 3, -1 / 3, -1 / 3], [0, 0, 0]],
+        "rloo": [[1, -0.5, -0.5], [0, 0, 0]],  # 1 - mean(0, 0), 0 - mean(1, 0)
+        "dr_grpo": [[2 / 3, -1 / 3, -1 / 3], [0, 0, 0]],
+    }
+    for name, rows in expected.items():
+        found = rollout_advantages(rewards, find_algorithm(name))
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, torch.tensor(rows, dtype=torch.float64), rtol=0, atol=1e-15)
+
+
+def test_the_group_std_is_of_the_group_and_the_batch_std_of_all_centred_rewards() -> None:
+    rewards = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    grpo = with_parts(find_algorithm("grpo"), advantage_eps=0.0)
+    first = rollout_advantages(rewards[:1], grpo)  # std² = (4/9 + 1/9 + 1/9) / 2 = 1/3
+    assert first[0].tolist() == pytest.approx([2 / 3**0.5, -1 / 3**0.5, -1 / 3**0.5])
+    batch = rollout_advantages(rewards, with_parts(grpo, scale="batch_std"))  # var = (4/9 + 1/9 + 1/9 + 0) / 5 = 2/15
+    assert batch.flatten().tolist() == pytest.approx([(2 / 3) * 7.5**0.5, *[(-1 / 3) * 7.5**0.5] * 2, 0, 0, 0])
+    with_eps = rollout_advantages(rewards, with_parts(grpo, advantage_eps=0.5))
+    assert with_eps[0, 0].item() == pytest.approx((2 / 3) / ((1 / 3) ** 0.5 + 0.5))
+
+
+@pytest.mark.parametrize("name", [name for name, algorithm in ALGORITHMS.items() if algorithm.baseline != "zero"])
+@pytest.mark.parametrize("scale", ["one", "group_std", "batch_std"])
+def test_equal_rewards_give_advantages_of_exactly_0_by_every_group_baseline(name: str, scale: str) -> None:
+    rewards = torch.tensor([[0.1] * 7, [0.7] * 7])
+    assert rollout_advantages(rewards, with_parts(find_algorithm(name), scale=scale)).tolist() == [[0.0] * 7] * 2
+
+
+def test_rollout_advantages_refuse_one_rollout_a_group_and_rewards_that_are_not_finite() -> None:
+    with pytest.raises(ConfigError, match="group_size is 1, and baseline leave_one_out"):
+        rollout_advantages(torch.zeros(3, 1), find_algorithm("rloo"))
+    with pytest.raises(ProofError, match="reward 1 of group 0 is nan"):
+        rollout_advantages(torch.tensor([[0.0, math.nan]]), find_algorithm("reinforce"))
+    with pytest.raises(DataError, match="rewards have the shape"):
+        rollout_advantages(torch.zeros(4), find_algorithm("reinforce"))
+
+
+def test_the_overlong_penalty_falls_in_a_line_over_the_buffer() -> None:
+    lengths = (0, 80, 85, 90, 95, 100, 120)
+    assert [overlong_penalty(n, 100, 20, 1.0) for n in lengths] == [0, 0, -0.25, -0.5, -0.75, -1, -1]
+    assert overlong_penalty(95, 100, 20, 0.4) == pytest.approx(-0.3)
+    assert overlong_penalty(100, 100, 0, 1.0) == 0
+    with pytest.raises(ConfigError, match="overlong_buffer is 101 tokens; allowed is 0 to max_tokens, 100"):
+        overlong_penalty(1, 100, 101, 1.0)
