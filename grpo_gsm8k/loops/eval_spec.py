@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from grpo_gsm8k.errors import ConfigError, unknown_name
+from grpo_gsm8k.loops.rollouts import RolloutLimits
 from grpo_gsm8k.rewards.registry import GRADERS
 from grpo_gsm8k.runs.determinism import MODES, environment
 from grpo_gsm8k.types import Sampling
@@ -17,8 +18,31 @@ _THREAD_VARIABLES = frozenset({"OMP_NUM_THREADS", "MKL_NUM_THREADS"})
 
 
 @dataclass(frozen=True)
+class EnvEvalSpec:
+    """An environment to evaluate: its name and options as `envs.registry.make_env` takes them, its template, its limits.
+
+    `template` is a shipped name or a path, whose file must have `template_sha256`.
+    """
+
+    name: str
+    template: str
+    template_sha256: str
+    limits: RolloutLimits
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> EnvEvalSpec:
+        """Returns the spec whose fields `values` holds as JSON."""
+        return cls(**{**values, "limits": RolloutLimits(**values["limits"])})
+
+
+@dataclass(frozen=True)
 class EvalWorkerSpec:
     """An evaluation, its engine and its place.
+
+    With `env`, the eval set is a JSONL of problems (data.rows.to_row), which the worker renders; the environment scores its
+    rollouts and the engine makes its batches, so `graders` and `batch_size` must be left out. `sampling.max_tokens` is then
+    that of the limits.
 
     `engine_arguments` are those of `engines.select.make_engine` after the name. `eval_examples` None is the whole eval set;
     `batch_size` None is the engine's own. `visible_devices` is the worker's CUDA_VISIBLE_DEVICES (None: as the trainer's; ""
@@ -38,6 +62,7 @@ class EvalWorkerSpec:
     num_threads: int = 1
     determinism: str = "strict"
     visible_devices: str | None = None
+    env: EnvEvalSpec | None = None
 
     def __post_init__(self) -> None:
         """Checks what can be checked before a process is started."""
@@ -46,9 +71,11 @@ class EvalWorkerSpec:
                 f"an evaluation worker needs an engine that takes new weights: {unknown_name('engine', self.engine, ENGINES)}"
             )
         for name in self.graders:
-            if name not in GRADERS:
+            if name not in (*GRADERS, "gym"):
                 raise ConfigError(unknown_name("grader", name, GRADERS))
-        if not self.graders:
+        if self.env is not None and (self.graders or self.batch_size is not None):
+            raise ConfigError("an environment scores its own rollouts in the engine's batches: graders and batch_size are none")
+        if self.env is None and not self.graders:
             raise ConfigError(f"graders is empty: allowed is any of {', '.join(GRADERS)}")
         if self.determinism not in MODES:
             raise ConfigError(unknown_name("determinism mode", self.determinism, MODES))
@@ -68,6 +95,7 @@ class EvalWorkerSpec:
                 **values,
                 "graders": tuple(values["graders"]),
                 "sampling": Sampling(**{**sampling, "stop": tuple(sampling["stop"])}),
+                "env": None if values["env"] is None else EnvEvalSpec.from_json(values["env"]),
             }
         )
 

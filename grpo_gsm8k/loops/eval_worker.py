@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -28,17 +28,15 @@ from types import FrameType
 from typing import Any
 
 from grpo_gsm8k.data.jsonl import read_file
-from grpo_gsm8k.data.rendered_eval import load_rendered_eval_set
 from grpo_gsm8k.engines.protocol import Engine
 from grpo_gsm8k.engines.requests import check_request
 from grpo_gsm8k.errors import EngineError, ProofError
 from grpo_gsm8k.loops.eval_spec import EvalWorkerSpec
-from grpo_gsm8k.loops.evaluate import EvalTask, evaluate_unrecorded, journal_name
-from grpo_gsm8k.loops.grading import open_graders
+from grpo_gsm8k.loops.eval_work import EvalWork, open_work
+from grpo_gsm8k.loops.evaluate import journal_name
 from grpo_gsm8k.runs.directory import RunDirectory
 from grpo_gsm8k.runs.redact import scrub
 from grpo_gsm8k.runs.storage import digest, json_line
-from grpo_gsm8k.types import Problem, Prompt
 
 log = logging.getLogger("grpo_gsm8k")
 
@@ -152,42 +150,25 @@ def serve(spec: EvalWorkerSpec, eval_set_sha256: str, link: Link, watch: Watch) 
     seed_python(spec.seed)
     toggles = configure_torch(torch, spec.determinism, spec.seed, spec.num_threads)
     tokenizer = load_tokenizer(spec.engine_arguments["model_id"], spec.engine_arguments.get("revision"))
-    problems, prompts = load_eval_set(spec, tokenizer)
     with ExitStack() as stack:
-        graders = stack.enter_context(open_graders(spec.graders))
+        work = open_work(spec, tokenizer, stack)
         engine, why = make_engine(spec.engine, **spec.engine_arguments)
         stack.callback(engine.close)
         if not engine.capabilities.weight_updates:
             raise EngineError(f"engine {engine.name} takes no new weights while running; use transformers or vllm")
-        task = EvalTask(
-            problems=problems,
-            prompts=prompts,
-            graders=graders.grade,
-            sampling=spec.sampling,
-            num_samples=spec.num_samples,
-            seed=spec.seed,
-            batch_size=spec.batch_size or engine.capabilities.batch_size,
-            repeats=spec.determinism == "strict" and engine.capabilities.repeats,
-        )
         described = dict(engine.describe())
-        check_request(prompts, spec.sampling, [0] * len(prompts), window=described.get("window_tokens"))
-        described |= {"why": why, "grader_versions": dict(graders.versions), "num_problems": len(problems)}
+        check_request(work.prompts, work.sampling, [0] * len(work.prompts), window=described.get("window_tokens"))
+        described |= {"why": why, "grader_versions": dict(work.versions), "num_problems": len(work.prompts)}
         determinism = [asdict(toggle) for toggle in toggles]
         link.send("ready", engine=described, determinism=determinism, start_s=time.monotonic() - began)
-        log.info("ready after %.1f s: %d problems", time.monotonic() - began, len(problems))
-
-        def decode(token_ids: Sequence[int]) -> str:
-            return str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
-
+        log.info("ready after %.1f s: %d problems", time.monotonic() - began, len(work.prompts))
         while True:
             request = watch.requests.get()
             link.send("started", step=request["step"])
-            link.send("done", **evaluate_weights(spec, task, engine, decode, request["step"], Path(request["weights"])))
+            link.send("done", **evaluate_weights(spec, work, engine, request["step"], Path(request["weights"])))
 
 
-def evaluate_weights(
-    spec: EvalWorkerSpec, task: EvalTask, engine: Engine, decode: Callable[[Sequence[int]], str], step: int, weights: Path
-) -> dict[str, Any]:
+def evaluate_weights(spec: EvalWorkerSpec, work: EvalWork, engine: Engine, step: int, weights: Path) -> dict[str, Any]:
     """Returns step, aggregate, ledger digests and times of evaluating the weights in a folder; writes the step's files."""
     run = RunDirectory(Path(spec.run_path))
     journal = run.path / journal_name(step)
@@ -195,19 +176,14 @@ def evaluate_weights(
     began = time.monotonic()
     engine.load_weights(weights, step)
     loaded = time.monotonic()
-    done = evaluate_unrecorded(run, task, engine, decode, step)
+    done = work.evaluate(run, engine, step)
     journal.unlink(missing_ok=True)
     times = {f"time/eval_{key.removeprefix('time/')}": value for key, value in done.times.items()}
     times |= {"time/eval_load_weights_s": loaded - began, "time/eval_s": time.monotonic() - began}
-    log.info("step %d: %s %.4f in %.1f s", step, next(iter(task.graders)), done.aggregate["accuracy"], times["time/eval_s"])
+    grader, accuracy = done.aggregate["primary_grader"], done.aggregate["accuracy"]
+    log.info("step %d: %s %.4f in %.1f s", step, grader, accuracy, times["time/eval_s"])
     stages = {stage: digest(value) for stage, value in done.stages.items()}
     return {"step": step, "aggregate": done.aggregate, "stages": stages, "times": times}
-
-
-def load_eval_set(spec: EvalWorkerSpec, tokenizer: Any) -> tuple[list[Problem], list[Prompt]]:
-    """Returns the problems and prompts of the spec's rendered eval set. Raises: DataError."""
-    items = load_rendered_eval_set(Path(spec.eval_set_path), tokenizer)[: spec.eval_examples]
-    return [problem for problem, _ in items], [prompt for _, prompt in items]
 
 
 def _wake_when_parent_dies() -> None:

@@ -101,6 +101,9 @@ class TrainingRecord:
                 self._evaluator.restore(number, weights)
         if checkpoint is None and 0 not in kept:
             self._resumed = False
+        for path in (self._run.path / "rollouts").glob("step_*"):
+            if int(path.name.split(".")[0].removeprefix("step_")) > step:
+                path.unlink()
         log.info("resumed at step %d; evaluations of steps %s are done", step, sorted(kept) or "none")
 
     def steps(self) -> Iterator[int]:
@@ -120,8 +123,9 @@ class TrainingRecord:
             self._run.write_json("failed_batch.json", failed)
             raise
 
-    def after_update(self, step: int, metrics: Mapping[str, float], stages: Mapping[str, Any]) -> None:
-        """Records the step (`stages`: the ledger's digests and exact values, in the order in which they happen)."""
+    def after_update(self, step: int, metrics: Mapping[str, float], stages: Mapping[str, Any], note: str = "") -> None:
+        """Records the step: `stages` are the ledger's digests and exact values, in the order in which they happen; `note` is
+        for the console."""
         waited = self._evaluate(step) if self._schedule.evaluates(step) else 0.0
         weights = {"weights": self._learner.weights_digest()} if self._hashes_weights(step) else {}
         self._run.append(LEDGER, {"step": step, **stages, **weights})
@@ -131,7 +135,9 @@ class TrainingRecord:
             self._save(step)
         last = max(self._evals, default=None)
         shown = "" if last is None else f"  eval@{last} {self._evals[last]['accuracy']:.3f}"
-        self._progress.update(note=f"loss {metrics['train/loss']:.4f}  {metrics['time/tokens_per_s']:,.0f} tok/s{shown}")
+        told = f"{note}  " if note else ""
+        rate = metrics["time/tokens_per_s"]
+        self._progress.update(note=f"{told}loss {metrics['train/loss']:.4f}  {rate:,.0f} tok/s{shown}")
 
     def _hashes_weights(self, step: int) -> bool:
         """Small weights are hashed at every step, large ones where they are read anyway: a hash must not cost an update."""

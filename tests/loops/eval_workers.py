@@ -12,7 +12,7 @@ from typing import Any
 from grpo_gsm8k.data import word_problems
 from grpo_gsm8k.engines.select import make_engine
 from grpo_gsm8k.loops.eval_spec import EvalWorkerSpec
-from grpo_gsm8k.loops.eval_worker import load_eval_set
+from grpo_gsm8k.loops.eval_work import load_eval_set
 from grpo_gsm8k.loops.evaluate import EvalTask, evaluate
 from grpo_gsm8k.loops.grading import open_graders
 from grpo_gsm8k.models import tiny_path

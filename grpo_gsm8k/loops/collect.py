@@ -1,0 +1,154 @@
+"""The first half of a step: problems → rollouts in groups, scored; what came of them in numbers.
+
+Shapes: G groups (problems), K rollouts a group.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from grpo_gsm8k.errors import ProofError
+from grpo_gsm8k.loops.curriculum import PassOrder
+from grpo_gsm8k.loops.rollouts import RolloutBatch, RolloutRequest, RolloutSampler, turn_seeds
+from grpo_gsm8k.runs.determinism import derive_seed
+from grpo_gsm8k.types import Problem, Prompt, Rollout
+
+Group = list[Rollout]
+
+
+@dataclass(frozen=True)
+class Collector:
+    """Samples groups: of which problems, how many rollouts each, and how many may fail before the run stops.
+
+    `resamples` is how many more rounds of as many problems as there are zero-variance groups replace those (0: none).
+    """
+
+    problems: Sequence[Problem]
+    prompts: Sequence[Prompt]
+    order: PassOrder
+    group_size: int
+    seed: int
+    max_error_rate: float
+    resamples: int = 0
+
+    def collect(self, sampler: RolloutSampler, num_groups: int, step: int) -> Collected:
+        """Returns the groups of a step. Raises: ProofError when too many graders or environments failed."""
+        found = Collected()
+        for attempt in range(1 + self.resamples):
+            missing = num_groups - sum(has_distinct_rewards(group) for group in found.groups)
+            if missing == 0:
+                break
+            found.groups = [group for group in found.groups if has_distinct_rewards(group)]
+            found.num_replaced += missing if attempt else 0
+            # Drawn for the whole step each time, so that what a problem gets does not depend on how many are missing.
+            chosen = self.order.choose(num_groups, step, attempt)[:missing]
+            found.add(self._sample(sampler, chosen, step, attempt), self.group_size)
+        self.order.observe(rollout for group in found.groups for rollout in group)
+        self._check_errors(found, step)
+        return found
+
+    def _sample(self, sampler: RolloutSampler, chosen: Sequence[int], step: int, attempt: int) -> RolloutBatch:
+        requests = [
+            RolloutRequest(self.problems[index], self.prompts[index], sample)
+            for index in chosen
+            for sample in range(self.group_size)
+        ]
+        seed = derive_seed(self.seed, step, "resample", attempt) if attempt else self.seed
+        return sampler.sample(requests, turn_seeds(seed, step))
+
+    def _check_errors(self, found: Collected, step: int) -> None:
+        rate = found.num_errors / max(1, found.num_sampled)
+        if rate > self.max_error_rate:
+            raise ProofError(
+                f"step {step + 1}: grader or environment failed on {found.num_errors} of {found.num_sampled} rollouts "
+                f"({100 * rate:.0f} %; max_error_rate allows {100 * self.max_error_rate:.0f} %), so rewards would be noise; "
+                f"the first: {found.first_error}"
+            )
+
+
+@dataclass
+class Collected:
+    """The groups of a step, and what sampling them took."""
+
+    groups: list[Group] = field(default_factory=list)
+    sample_s: float = 0.0
+    score_s: float = 0.0
+    num_tokens: int = 0
+    num_sampled: int = 0
+    num_errors: int = 0
+    num_replaced: int = 0
+    first_error: str = ""
+
+    def add(self, batch: RolloutBatch, group_size: int) -> None:
+        """Adds a batch of rollouts that lie group after group."""
+        rollouts = list(batch.rollouts)
+        self.groups += [rollouts[start : start + group_size] for start in range(0, len(rollouts), group_size)]
+        self.sample_s += batch.sample_s
+        self.score_s += batch.score_s
+        self.num_tokens += batch.num_tokens
+        self.num_sampled += len(rollouts)
+        failed = [rollout for rollout in rollouts if rollout.score.status == "error"]
+        self.num_errors += len(failed)
+        if failed and not self.first_error:
+            self.first_error = f"{failed[0].problem.id}: {failed[0].score.explanation or 'no explanation'}"
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        """All rollouts, group after group."""
+        return [rollout for group in self.groups for rollout in group]
+
+
+def has_distinct_rewards(group: Sequence[Rollout]) -> bool:
+    """Returns whether a group's rewards differ; where they do not, nothing is better than anything else."""
+    return len({rollout.score.value for rollout in group}) > 1
+
+
+def collected_metrics(found: Collected) -> dict[str, float]:
+    """Returns what a step's rollouts say about rewards, groups and lengths."""
+    rollouts, groups = found.rollouts, found.groups
+    rewards = [rollout.score.value for rollout in rollouts]
+    lengths = [rollout.num_sampled for rollout in rollouts]
+    distinct = sum(has_distinct_rewards(group) for group in groups)
+    answers = sum(len({rollout.score.answer for rollout in group}) > 1 for group in groups)
+    metrics = {
+        "reward/mean": statistics.fmean(rewards),
+        "reward/std": statistics.pstdev(rewards),
+        "reward/zero_variance_groups": float(len(groups) - distinct),
+        "groups/distinct_rewards": distinct / len(groups),
+        "groups/distinct_answers": answers / len(groups),
+        "groups/replaced": float(found.num_replaced),
+        "rollout/num": float(len(rollouts)),
+        "rollout/mean_tokens": statistics.fmean(lengths),
+        "rollout/max_tokens": float(max(lengths)),
+        "rollout/turns": statistics.fmean(len(rollout.turns) for rollout in rollouts),
+        "rollout/truncated": sum(is_truncated(rollout) for rollout in rollouts) / len(rollouts),
+        "rollout/errors": float(found.num_errors),
+    }
+    for reason, count in Counter(rollout.stop_reason for rollout in rollouts).items():
+        metrics[f"rollout/stop_{reason}"] = count / len(rollouts)
+    return metrics | _by_source(rollouts) | _own_metrics(rollouts)
+
+
+def is_truncated(rollout: Rollout) -> bool:
+    """Returns whether a limit, not the model or the environment, ended the rollout."""
+    return rollout.stop_reason in ("length", "max_turns", "max_tokens")
+
+
+def _by_source(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """The mean reward by what a mixture's problems were made by, where there is more than one."""
+    found: dict[str, list[float]] = {}
+    for rollout in rollouts:
+        source = rollout.problem.meta.get("gym", {}).get("dataset", "")
+        found.setdefault(source, []).append(rollout.score.value)
+    return {f"reward/{name}/mean": statistics.fmean(values) for name, values in found.items()} if len(found) > 1 else {}
+
+
+def _own_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    names = sorted({name for rollout in rollouts for name in rollout.metrics})
+    values: Mapping[str, list[float]] = {
+        name: [rollout.metrics[name] for rollout in rollouts if name in rollout.metrics] for name in names
+    }
+    return {f"env/{name}": statistics.fmean(given) for name, given in values.items()}
