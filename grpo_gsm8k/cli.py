@@ -21,9 +21,17 @@ from grpo_gsm8k.runs.redact import scrub
 COMMANDS = {
     "eval": ("grpo_gsm8k.commands.eval:command", "Evaluate a model: prepare data, sample, grade, report."),
     "sft": ("grpo_gsm8k.commands.sft:command", "Fine-tune on given responses, with evaluation in a process of its own."),
+    "expert-iteration": (
+        "grpo_gsm8k.commands.expert_iteration:command",
+        "Improve a model on its own correct answers, round by round.",
+    ),
+    "grpo": ("grpo_gsm8k.commands.grpo:command", "Train by reinforcement: GRPO and its relatives."),
     "data": ("grpo_gsm8k.commands.data:group", "Prepare and verify data sets; make training shards and eval sets."),
+    "traces": ("grpo_gsm8k.commands.traces:group", "Ask a reasoning model for traces; make training pairs of them."),
     "presets": ("grpo_gsm8k.commands.presets:command", "List the shipped presets, or print one."),
     "templates": ("grpo_gsm8k.commands.templates:command", "List the prompt templates, or print one."),
+    "env": ("grpo_gsm8k.commands.env:group", "List and verify environments; show rollouts and what of them is trained on."),
+    "runs": ("grpo_gsm8k.commands.runs:group", "Compare the evaluations of runs, problem by problem."),
     "report": ("grpo_gsm8k.commands.report:command", "Write report.html of a run directory."),
 }
 

@@ -43,7 +43,9 @@ class DataOptions:
     source: str | None = option(None, "Local file or folder (.jsonl or .parquet) to take the data from, in place of the hub.")
     cache_dir: str | None = option(None, "Cache folder for hub downloads; none: Hugging Face's own default.")
     snapshot_dir: str | None = option(None, "Folder for the raw files as published; none: <out_dir>_hf_snapshot.")
-    mixture: str | None = option(None, "For the gym data set: a .toml file with reasoning-gym tasks, weights and settings.")
+    mixture: str | None = option(
+        None, "For gym: a .toml file with reasoning-gym tasks, weights and settings, or basic, which ships."
+    )
 
 
 @dataclass(frozen=True)

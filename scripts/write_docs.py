@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 from grpo_gsm8k.config import DataPrepConfig, EvalConfig, PretokenizeConfig, RenderEvalConfig, RenderPairsConfig, SftConfig
+from grpo_gsm8k.config_env import EnvRolloutsConfig, EnvVerifyConfig, LossMaskConfig
+from grpo_gsm8k.config_rl import ExpertIterationConfig, GrpoConfig
+from grpo_gsm8k.config_traces import TracesFormatConfig, TracesGenerateConfig
 from grpo_gsm8k.options import options_table, presets
 from grpo_gsm8k.prompts import list_templates
 
@@ -13,10 +16,17 @@ TARGET = Path(__file__).resolve().parents[1] / "docs" / "options.md"
 COMMANDS = {
     "eval": EvalConfig,
     "sft": SftConfig,
+    "grpo": GrpoConfig,
+    "expert-iteration": ExpertIterationConfig,
     "data prep": DataPrepConfig,
     "data pretokenize": PretokenizeConfig,
     "data render-eval": RenderEvalConfig,
     "data render-pairs": RenderPairsConfig,
+    "env verify": EnvVerifyConfig,
+    "env rollouts": EnvRolloutsConfig,
+    "env loss-mask": LossMaskConfig,
+    "traces generate": TracesGenerateConfig,
+    "traces format": TracesFormatConfig,
 }
 
 

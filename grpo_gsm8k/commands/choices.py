@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from grpo_gsm8k.commands.start import Started, write_config
 from grpo_gsm8k.config import EvalConfig, RenderEvalConfig, RenderPairsConfig
@@ -12,7 +12,10 @@ from grpo_gsm8k.errors import ConfigError
 from grpo_gsm8k.options import Resolved
 from grpo_gsm8k.prompts import DEFAULT_TEMPLATE
 
-R = TypeVar("R", EvalConfig, RenderEvalConfig, RenderPairsConfig)
+if TYPE_CHECKING:
+    from grpo_gsm8k.config_traces import TracesFormatConfig  # it imports aiohttp
+
+R = TypeVar("R", EvalConfig, RenderEvalConfig, RenderPairsConfig, "TracesFormatConfig")
 
 log = logging.getLogger("grpo_gsm8k")
 

@@ -44,10 +44,11 @@ def config_command(
             body(resolved, **given)
 
         parameters: list[click.Parameter] = [
+            *(parameter for parameter in extra if isinstance(parameter, click.Argument)),
             click.Argument(["overrides"], nargs=-1, metavar="[KEY=VALUE]..."),
             click.Option(["--config"], metavar="PRESET|FILE", help="A shipped preset's name, or a .toml, .yaml or .json file."),
             click.Option(["--dry-run"], is_flag=True, help="Resolve and check the options, print them, and start nothing."),
-            *extra,
+            *(parameter for parameter in extra if not isinstance(parameter, click.Argument)),
             *(_flag(opt) for opt in options(cls)),
         ]
         return click.Command(

@@ -65,7 +65,7 @@ def train_started(start: Started[SftConfig]) -> None:
             config.eval_every,
         ),
     )
-    with open_evaluator(start, eval_set, tokenizer) as evaluator:
+    with open_evaluator(start, eval_set.path, eval_set.stop, config.graders) as evaluator:
         learner = open_learner(config)
         start.write_sys("learner.json", dict(learner.describe()))
         record = open_record(start, learner, evaluator, schedule, tokenizer)

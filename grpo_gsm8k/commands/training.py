@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from grpo_gsm8k.algorithms.data_order import num_steps
 from grpo_gsm8k.commands.eval import headline_metrics
 from grpo_gsm8k.commands.start import Started
-from grpo_gsm8k.config import SftConfig
+from grpo_gsm8k.config import LearnerConfig, SftConfig, TrainEvalConfig
 from grpo_gsm8k.data.prepared import file_record
 from grpo_gsm8k.data.rendered_eval import load_rendered_eval_set, rendered_meta
 from grpo_gsm8k.errors import ConfigError, ProofError
@@ -22,7 +22,7 @@ from grpo_gsm8k.learners.options import AdamWOptions, LearnerOptions, LoraOption
 from grpo_gsm8k.learners.rng import restore_rng, save_rng
 from grpo_gsm8k.learners.schedules import learning_rate
 from grpo_gsm8k.loops.eval_client import EvalClient
-from grpo_gsm8k.loops.eval_spec import EvalWorkerSpec, visible_device
+from grpo_gsm8k.loops.eval_spec import EnvEvalSpec, EvalWorkerSpec, visible_device
 from grpo_gsm8k.loops.training import Schedule, TrainingRecord
 from grpo_gsm8k.runs.checkpoints import Checkpoints, find_checkpoint
 from grpo_gsm8k.runs.metrics import MetricsWriter, WandbTracker
@@ -39,9 +39,11 @@ log = logging.getLogger("grpo_gsm8k")
 class TrainEvalSet:
     """The eval set of a training run: the prompts that are used, the strings that end a completion, its file's record."""
 
+    path: Path
     prompts: list[Prompt]
     stop: tuple[str, ...]
     record: dict[str, Any]
+    questions: list[str]
 
     @property
     def num_problems(self) -> int:
@@ -54,12 +56,13 @@ def read_examples(config: SftConfig, tokenizer: Any) -> TrainingData:
     return read_training_data(Path(str(config.data_path)), tokenizer, Limits(config.max_total_tokens, config.overlong))
 
 
-def read_eval_set(config: SftConfig, tokenizer: Any) -> TrainEvalSet:
-    """Returns the eval set of a config, checked line by line. Raises: DataError."""
-    path = Path(str(config.eval_set_path))
-    prompts = [prompt for _, prompt in load_rendered_eval_set(path, tokenizer)][: config.eval_examples]
+def read_eval_set(config: TrainEvalConfig, tokenizer: Any, path: Path | None = None) -> TrainEvalSet:
+    """Returns the eval set of a config (or of `path`), checked line by line. Raises: DataError."""
+    path = Path(str(config.eval_set_path)) if path is None else path
+    items = load_rendered_eval_set(path, tokenizer)[: config.eval_examples]
     stop = tuple((rendered_meta(path) or {}).get("stop", ()))
-    return TrainEvalSet(prompts, stop, {**file_record(path), "role": "eval set"})
+    record = {**file_record(path), "role": "eval set"}
+    return TrainEvalSet(path, [prompt for _, prompt in items], stop, record, [problem.question for problem, _ in items])
 
 
 def check_overlap(config: SftConfig, data: TrainingData, eval_set: TrainEvalSet) -> dict[str, Any]:
@@ -77,24 +80,28 @@ def check_overlap(config: SftConfig, data: TrainingData, eval_set: TrainEvalSet)
 
 
 @dataclass(frozen=True)
-class SftSchedule(Schedule):
+class RatedSchedule(Schedule):
     """When to evaluate and save, and the learning rate of a step."""
 
     learning_rate: Callable[[int], float]
 
 
-def build_schedule(config: SftConfig, num_examples: int) -> SftSchedule:
+def build_schedule(config: SftConfig, num_examples: int) -> RatedSchedule:
     """Returns the schedule of a config. Raises: ConfigError when the warm-up is longer than the training."""
     steps = config.max_steps or num_steps(num_examples, config.batch_size, config.num_epochs)
+    return RatedSchedule(steps, config.eval_every, config.save_every, rate_of(config, steps))
+
+
+def rate_of(config: LearnerConfig, steps: int) -> Callable[[int], float]:
+    """Returns the learning rate by step. Raises: ConfigError when the warm-up is longer than the training."""
     if config.warmup_steps > steps:
         raise ConfigError(f"warmup_steps is {config.warmup_steps}, and there are {steps} steps; allowed is 0 to {steps}")
     floor = config.lr * config.lr_floor
-    rate = partial(learning_rate, total=steps, warmup=config.warmup_steps, kind=config.lr_schedule, peak=config.lr, floor=floor)
-    return SftSchedule(steps, config.eval_every, config.save_every, rate)
+    return partial(learning_rate, total=steps, warmup=config.warmup_steps, kind=config.lr_schedule, peak=config.lr, floor=floor)
 
 
-def open_learner(config: SftConfig) -> NativeLearner:
-    """Returns the learner of a config, its weights loaded."""
+def open_learner(config: Any, **also: Any) -> NativeLearner:
+    """Returns the learner of a training config, its weights loaded; `also` are further learner options."""
     lora = None
     if config.lora_rank is not None:
         lora = LoraOptions(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_target)
@@ -105,12 +112,22 @@ def open_learner(config: SftConfig) -> NativeLearner:
         gradient_checkpointing=config.gradient_checkpointing,
         tokens_per_microbatch=config.tokens_per_microbatch,
         lora=lora,
+        **also,
     )
     return NativeLearner.from_pretrained(config.model_id, options, revision=config.model_revision, device=config.learner_device)
 
 
-def open_evaluator(start: Started[SftConfig], eval_set: TrainEvalSet, tokenizer: Any) -> EvalClient:
-    """Starts the evaluation worker; it loads its engine while the learner loads its weights."""
+def open_evaluator(
+    start: Started[Any],
+    eval_set_path: Path,
+    stop: tuple[str, ...],
+    graders: tuple[str, ...],
+    env: EnvEvalSpec | None = None,
+) -> EvalClient:
+    """Starts the evaluation worker; it loads its engine while the learner loads its weights.
+
+    `stop` strings end a completion. `env` is given where the eval set is of an environment with turns, which scores it.
+    """
     config = start.resolved.config
     engine, device = choose_evaluator(config)
     arguments: dict[str, Any] = {"model_id": config.model_id, "revision": config.model_revision}
@@ -122,27 +139,28 @@ def open_evaluator(start: Started[SftConfig], eval_set: TrainEvalSet, tokenizer:
         run_path=str(start.run.path),
         engine=engine,
         engine_arguments=arguments,
-        eval_set_path=str(config.eval_set_path),
+        eval_set_path=str(eval_set_path),
         eval_examples=config.eval_examples,
-        graders=config.graders,
-        sampling=Sampling(config.eval_temperature, max_tokens=config.eval_max_new_tokens, stop=eval_set.stop),
+        sampling=Sampling(config.eval_temperature, max_tokens=config.eval_max_new_tokens, stop=stop),
         num_samples=config.eval_num_samples,
         seed=config.seed,
         num_threads=1 if device == "cpu" else start.num_threads,
         determinism=start.mode,
         visible_devices=visible_device(device, os.environ),
+        graders=graders if env is None else (),
+        env=env,
     )
     return EvalClient.start(
         spec,
         start.run,
-        weights_bytes=_weights_bytes(config),
+        weights_bytes=weights_bytes_of(config.model_id),
         max_pending=config.eval_queue,
-        when_full=config.eval_policy,  # type: ignore[arg-type]
+        when_full=config.eval_policy,
         hang_timeout_s=config.eval_timeout_s,
     )
 
 
-def choose_evaluator(config: SftConfig) -> tuple[str, str]:
+def choose_evaluator(config: TrainEvalConfig) -> tuple[str, str]:
     """Returns the evaluator's engine and device, and says which and why."""
     import torch
 
@@ -159,17 +177,34 @@ def choose_evaluator(config: SftConfig) -> tuple[str, str]:
     return name, device
 
 
-def _weights_bytes(config: SftConfig) -> int:
-    """The size of one published model: what its files hold now (a hub model's are in the cache once the tokenizer is)."""
+def weights_bytes_of(model_id: str) -> int:
+    """Returns the size of one published model: what its files hold now; 8 GiB where they are not on this disk yet."""
     from grpo_gsm8k.engines.loading import resolve_model_id
 
-    folder = Path(resolve_model_id(config.model_id))
+    folder = Path(resolve_model_id(model_id))
     files = list(folder.glob("*.safetensors")) if folder.is_dir() else []
     return sum(file.stat().st_size for file in files) or 8 * 2**30
 
 
+class RunState(Protocol):
+    """What else than the learner belongs into a checkpoint of a loop."""
+
+    def save(self, path: Path) -> None:
+        """Writes it into a checkpoint's folder."""
+        ...
+
+    def restore(self, path: Path) -> None:
+        """Takes it up from a checkpoint's folder."""
+        ...
+
+
 def open_record(
-    start: Started[SftConfig], learner: NativeLearner, evaluator: EvalClient, schedule: Schedule, tokenizer: Any
+    start: Started[Any],
+    learner: NativeLearner,
+    evaluator: EvalClient,
+    schedule: Schedule,
+    tokenizer: Any,
+    state: RunState | None = None,
 ) -> TrainingRecord:
     """Returns the record of a training run, taken up at its checkpoint where the run is resumed."""
     config = start.resolved.config
@@ -178,6 +213,8 @@ def open_record(
     def save_extras(path: Path) -> None:
         tokenizer.save_pretrained(path)
         save_rng(path)
+        if state is not None:
+            state.save(path)
 
     tracker = None
     if config.wandb != "disabled":
@@ -200,5 +237,7 @@ def open_record(
         checkpoint = find_checkpoint(start.run.path, start.resume_step)
         if checkpoint is not None:
             restore_rng(checkpoint.path)
+            if state is not None:
+                state.restore(checkpoint.path)
         record.restore(checkpoint)
     return record

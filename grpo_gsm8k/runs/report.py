@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,45 +17,35 @@ from typing import Any
 
 from grpo_gsm8k.errors import InputError
 from grpo_gsm8k.runs.directory import read_status, utc_now
-from grpo_gsm8k.runs.report_curves import short
 from grpo_gsm8k.runs.report_files import RunFiles, flatten
+from grpo_gsm8k.runs.report_page import page_environment
 from grpo_gsm8k.runs.report_training import TRAINING_COMMANDS, collect_training
 from grpo_gsm8k.runs.storage import write_text
 
-TEMPLATES_DIR = Path(__file__).resolve().parents[1] / "templates"
 NUM_TRAJECTORIES = 20
 NUM_DISAGREEMENTS = 50
 NUM_OPEN_DISAGREEMENTS = 10
 SAMPLE_SEED = 0
-MAX_TEXT_CHARS = 20_000
 
-_CONTROL = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 _FACTS = (
     "model_id model_revision adapter engine base_url device dtype dataset split eval_path limit template k_shot temperature "
     "top_p top_k max_new_tokens num_samples graders determinism seed"
 ).split()
 _TRAINING_FACTS = (
-    "model_id model_revision data_path max_total_tokens overlong allow_overlap batch_size num_epochs max_steps lr lr_schedule "
-    "lr_floor warmup_steps weight_decay max_grad_norm lora_rank lora_alpha lora_dropout lora_target learner_device "
-    "learner_dtype eval_set_path eval_every eval_examples eval_engine eval_temperature eval_num_samples eval_max_new_tokens "
-    "graders save_every keep_last determinism seed"
+    "model_id model_revision env env_path algorithm data_path max_total_tokens overlong allow_overlap batch_size num_epochs "
+    "max_steps num_rounds prompts_per_step prompts_per_round group_size temperature max_new_tokens max_turns template reward "
+    "baseline scale ratio clip_low clip_high denominator kl_beta kl_estimator entropy_coef zero_variance mask_truncated "
+    "num_updates_per_rollout num_minibatches correction overlap curriculum max_kept_per_problem start_from engine "
+    "lr lr_schedule lr_floor warmup_steps weight_decay max_grad_norm lora_rank lora_alpha lora_dropout lora_target "
+    "learner_device learner_dtype eval_set_path eval_every eval_examples eval_engine eval_temperature eval_num_samples "
+    "eval_max_new_tokens graders save_every keep_last determinism seed"
 ).split()
 
 
 def write_report(run_dir: Path) -> Path:
     """Returns the path of `report.html`, written whole into the run directory. Raises: InputError, StorageError."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    page = Environment(
-        loader=FileSystemLoader(TEMPLATES_DIR),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page.filters |= {"percent": _percent, "points": _points, "number": _number, "short": _short, "shown": _shown}
     path = run_dir / "report.html"
-    write_text(path, page.get_template("report.html.j2").render(collect_report(run_dir)))
+    write_text(path, page_environment().get_template("report.html.j2").render(collect_report(run_dir)))
     return path
 
 
@@ -252,31 +241,3 @@ def _data_row(entry: Mapping[str, Any], training: bool) -> dict[str, Any]:
         "num_dropped": None if dropped is None else len(dropped),
         **row,
     }
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
-
-
-def _points(value: float | None) -> str:
-    """Returns a difference of two shares in percentage points, with its sign."""
-    return "–" if value is None else f"{100 * value:+.1f}".replace("-", "−")
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
-
-
-def _short(value: float | None) -> str:
-    return "–" if value is None else short(value)
-
-
-def _shown(value: Any) -> str:
-    """Returns any value as text for the page: control characters made visible, very long text cut with a note."""
-    text = value if isinstance(value, str) else "–" if value is None else json.dumps(value, ensure_ascii=False, default=str)
-    text = text.translate(_CONTROL)
-    if len(text) <= MAX_TEXT_CHARS:
-        return text
-    return f"{text[:MAX_TEXT_CHARS]}\n[… {len(text) - MAX_TEXT_CHARS:,} more characters in the run directory]"

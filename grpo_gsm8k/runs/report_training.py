@@ -10,31 +10,45 @@ from typing import Any
 
 from grpo_gsm8k.runs.report_curves import Curve, accuracy_curve, series_curve
 from grpo_gsm8k.runs.report_files import RunFiles, flatten
+from grpo_gsm8k.runs.report_rewards import CurveGroup, reward_curves, rounds, stage_times, stop_reasons
+from grpo_gsm8k.runs.report_rollouts import collect_rollouts
 
-TRAINING_COMMANDS = ("sft",)
+REWARD_COMMANDS = ("grpo", "expert-iteration")
+TRAINING_COMMANDS = ("sft", *REWARD_COMMANDS)
 NUM_OPEN_ROWS = 30
 
 _LOSS, _LR, _GRAD_NORM, _RATE = "train/loss", "optim/lr", "optim/grad_norm", "time/tokens_per_s"
+_SFT = frozenset({_LOSS, _LR, _GRAD_NORM, _RATE})
+_REWARD_PREFIXES = ("reward/", "groups/", "rollout/", "env/", "policy/", "mismatch/", "ei/", "time/")
+_RATES = {
+    "sft": "Trained tokens/s",
+    "grpo": "Sampled tokens/s of the whole step",
+    "expert-iteration": "Trained tokens/s of the updates",
+}
 
 
 def collect_training(
     files: RunFiles, status: Mapping[str, Any], evals: Mapping[int, Mapping[str, Any]], result: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Returns what the page shows of a training run; `evals` are the aggregates by step."""
-    num_rows, series = _read_series(files)
+    command = str(status.get("command"))
+    num_rows, series = _read_series(files, by_reward=command in REWARD_COMMANDS)
     num_steps = max([step for values in series.values() for step in values] + [*evals], default=0)
     table = _eval_table(evals)
     return {
         "num_rows": num_rows,
         "num_steps": num_steps,
-        "curves": _curves(series, num_steps),
+        "groups": _curve_groups(series, num_steps, command),
+        "rewards": _rewards(files, series) if command in REWARD_COMMANDS else None,
+        "rate": _RATES[command],
         "accuracy": _accuracy(table, num_steps),
         "evals": table,
         "first": table[0] if table and table[0]["step"] == 0 else None,
         "graders": list(dict.fromkeys(name for entry in table for name in entry["others"])),
         "num_open": NUM_OPEN_ROWS,
-        "loss": _last(series[_LOSS]),
-        "tokens_per_s": median(series[_RATE].values()) if series[_RATE] else None,
+        "loss": _last(series.get(_LOSS, {})),
+        "reward": _last(series.get("reward/mean", {})),
+        "tokens_per_s": median(series[_RATE].values()) if series.get(_RATE) else None,
         "checkpoints": _checkpoints(files),
         "learner": flatten(files.json("sys/learner.json")),
         "weights_sha256": result.get("weights_sha256"),
@@ -45,23 +59,38 @@ def collect_training(
     }
 
 
-def _read_series(files: RunFiles) -> tuple[int, dict[str, dict[int, float]]]:
+def _read_series(files: RunFiles, *, by_reward: bool) -> tuple[int, dict[str, dict[int, float]]]:
     """Returns the number of rows and each series by step; a run that ended early holds them in order of arrival."""
-    series: dict[str, dict[int, float]] = {name: {} for name in (_LOSS, _LR, _GRAD_NORM, _RATE)}
+    series: dict[str, dict[int, float]] = {}
     num_rows = 0
     for step, row in files.steps("metrics.jsonl"):
         num_rows += 1
-        for name, values in series.items():
-            value = row.get(name)
-            if isinstance(value, int | float) and math.isfinite(value):
-                values[step] = float(value)
+        for name, value in row.items():
+            wanted = name in _SFT or (by_reward and name.startswith(_REWARD_PREFIXES))
+            if wanted and isinstance(value, int | float) and math.isfinite(value):
+                series.setdefault(name, {})[step] = float(value)
     return num_rows, {name: dict(sorted(values.items())) for name, values in series.items()}
 
 
-def _curves(series: Mapping[str, Mapping[int, float]], num_steps: int) -> list[Curve]:
-    titles = {_LOSS: "Loss", _GRAD_NORM: "Gradient norm before clipping", _LR: "Learning rate", _RATE: "Trained tokens/s"}
-    drawn = (series_curve(title, list(series[name].items()), num_steps, lowest=name != _LR) for name, title in titles.items())
-    return [curve for curve in drawn if curve is not None]
+def _curve_groups(series: Mapping[str, Mapping[int, float]], num_steps: int, command: str) -> list[CurveGroup]:
+    if command in REWARD_COMMANDS:
+        return reward_curves(series, num_steps, rate=_RATES[command])
+    titles = {_LOSS: "Loss", _GRAD_NORM: "Gradient norm before clipping", _LR: "Learning rate", _RATE: _RATES[command]}
+    drawn = (
+        series_curve(title, list(series.get(name, {}).items()), num_steps, lowest=name != _LR) for name, title in titles.items()
+    )
+    curves = [curve for curve in drawn if curve is not None]
+    return [CurveGroup("", curves, [])] if curves else []
+
+
+def _rewards(files: RunFiles, series: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
+    masks = files.json("config.json").get("values", {}).get("mask_truncated", False)
+    return {
+        "stages": stage_times(series),
+        "stops": stop_reasons(series),
+        "rounds": rounds(series),
+        "rollouts": collect_rollouts(files, mask_truncated=bool(masks)),
+    }
 
 
 def _accuracy(table: list[dict[str, Any]], num_steps: int) -> Curve | None:

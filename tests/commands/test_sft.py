@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
+from training_runs import facts, here, kill_and_resume, only_run, run_whole, start
 
-from grpo_gsm8k.cli import main
 from grpo_gsm8k.data.word_problems import generate
 from grpo_gsm8k.runs.directory import read_status
 from grpo_gsm8k.runs.storage import json_line, read_lines
 
 SMALL = "--max_steps 10 --batch_size 16 --eval_every 4 --save_every 3 --keep_last 2 --eval_examples 32 --lr 2e-3"
 COMMON = [*SMALL.split(), "--eval_max_new_tokens", "40", "--graders", "numeric", "--wandb", "disabled"]
-EXACT = ("ledger.jsonl",)
-
-
-def here(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main(list(arguments))
-    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
-
-
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "grpo_gsm8k.cli", "sft", *arguments]
-    with (folder / "stderr").open("a") as errors:
-        return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.DEVNULL, stderr=errors)
 
 
 @pytest.fixture(scope="module")
@@ -51,32 +33,18 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def command_line(material: Path) -> list[str]:
+    return ["sft", *inputs(material), *COMMON]
+
+
 def inputs(material: Path) -> list[str]:
     return ["--data_path", str(material / "pairs.jsonl"), "--eval_set_path", str(material / "eval.jsonl")]
-
-
-def only_run(folder: Path) -> Path:
-    (path,) = (folder / "artifacts" / "runs").iterdir()
-    return path
-
-
-def facts(run: Path) -> dict[str, Any]:
-    """What must be equal however often a run was killed: everything but times."""
-    metrics = [
-        {key: value for key, value in row.items() if not key.startswith(("time/", "sys/"))}
-        for row in read_lines(run / "metrics.jsonl")
-    ]
-    evals = {path.name: path.read_bytes() for path in sorted((run / "eval").glob("step_*"))}
-    result = json.loads((run / "result.json").read_bytes())
-    return {"ledger": (run / "ledger.jsonl").read_bytes(), "metrics": metrics, "evals": evals, "result": result}
 
 
 @pytest.fixture(scope="module")
 def whole(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    process = start(folder, *inputs(material), *COMMON)
-    assert process.wait(timeout=280) == 0, (folder / "stderr").read_text()
-    return only_run(folder)
+    return run_whole(folder, *command_line(material))
 
 
 def test_a_run_leaves_checkpoints_evaluations_and_a_result(whole: Path) -> None:
@@ -101,28 +69,9 @@ def test_a_checkpoint_is_a_model_folder_that_transformers_loads(whole: Path) -> 
     assert AutoTokenizer.from_pretrained(folder).eos_token == "<|im_end|>"
 
 
-def kill_and_resume(material: Path, folder: Path, moments: list[float]) -> tuple[Path, int]:
-    """Kills the run after each of `moments` seconds of life, lets it end at last; returns it and how often it was killed."""
-    kills = 0
-    for moment in [*moments, None]:
-        runs = [path.parent for path in folder.glob("artifacts/runs/*/config.json")]
-        process = start(folder, *(["--resume", str(runs[0])] if runs else [*inputs(material), *COMMON]))
-        try:
-            code = process.wait(timeout=moment or 280)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-            continue
-        assert code == 0, (folder / "stderr").read_text()
-        break
-    (run,) = (path.parent for path in folder.glob("artifacts/runs/*/result.json"))
-    return run, kills
-
-
 def kill_when(material: Path, folder: Path, sign: str) -> None:
     """Starts a run and kills it as soon as a file that matches `sign` is in its directory."""
-    process = start(folder, *inputs(material), *COMMON)
+    process = start(folder, *command_line(material))
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline and not list(folder.glob(f"artifacts/runs/*/{sign}")):
         time.sleep(0.001)
@@ -136,7 +85,7 @@ def test_killed_in_a_save_or_an_evaluation_it_ends_with_the_same_bits(
     material: Path, whole: Path, tmp_path: Path, sign: str
 ) -> None:
     kill_when(material, tmp_path, sign)
-    run, _ = kill_and_resume(material, tmp_path, [])
+    run, _ = kill_and_resume(tmp_path, command_line(material), [])
     assert facts(run) == facts(whole)
     assert "resumed at step" in (run / "run.log").read_text()
 
@@ -152,7 +101,7 @@ def test_killed_at_twenty_random_points_it_ends_with_the_same_bits(material: Pat
         folder.mkdir()
         trial += 1
         moments = [random.uniform(0.5, took * 0.9) for _ in range(3)]
-        run, killed = kill_and_resume(material, folder, moments)
+        run, killed = kill_and_resume(folder, command_line(material), moments)
         kills += killed
         assert facts(run) == facts(whole), moments
     assert not [name for name in os.listdir("/dev/shm") if name.startswith("grpo_gsm8k-")]  # noqa: PTH208
@@ -167,7 +116,7 @@ def time_of(text: str) -> float:
 def test_resuming_with_changed_data_or_options_is_refused_unless_allowed(material: Path, tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_bytes((material / "pairs.jsonl").read_bytes())
     arguments = ["--data_path", str(tmp_path / "pairs.jsonl"), "--eval_set_path", str(material / "eval.jsonl"), *COMMON]
-    process = start(tmp_path, *arguments)
+    process = start(tmp_path, "sft", *arguments)
     while process.poll() is None and not list(tmp_path.glob("artifacts/runs/*/checkpoints/step-3/COMPLETE")):
         time.sleep(0.005)
     process.kill()
@@ -269,7 +218,7 @@ def test_a_disk_that_fills_up_in_a_save_leaves_the_earlier_checkpoint_to_resume_
     try:
         (tmp_path / "stderr").touch()
         often = " ".join(COMMON).replace("--save_every 3 --keep_last 2", "--save_every 1").split()
-        failed = start(tmp_path, *inputs(material), *often)
+        failed = start(tmp_path, "sft", *inputs(material), *often)
         assert failed.wait(timeout=200) == 1
         last = (tmp_path / "stderr").read_text().rstrip().split("\n")[-1]
         assert last.startswith("error: the disk is full")

@@ -1,0 +1,149 @@
+"""One evaluation of a run as a comparison needs it: who solved what, and everything that has to be alike for it to be fair."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from grpo_gsm8k.errors import DataError, InputError, unknown_name
+from grpo_gsm8k.runs.directory import open_run
+from grpo_gsm8k.runs.storage import digest, read_lines
+
+# What one kind of run calls temperature and so on, the other calls eval_temperature (its own temperature being training's).
+_SAMPLING = ("temperature", "top_p", "top_k", "max_new_tokens")
+_DEFAULTS = {"top_p": 1.0, "top_k": 0}
+
+
+@dataclass
+class ProblemRecord:
+    """One problem of an evaluation: whether each sample is correct, and what a reader needs to see why."""
+
+    question: str
+    gold: str
+    prompt_sha256: str
+    solved: list[bool] = field(default_factory=list)
+    completions: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """One evaluation: its run and step, its problems by id, its grader and that grader's version, how it was sampled."""
+
+    run_path: Path
+    step: int
+    model: str
+    grader: str
+    grader_version: str | None
+    sampling: Mapping[str, Any]
+    problems: Mapping[str, ProblemRecord]
+
+    @property
+    def name(self) -> str:
+        """What people call it: run@step."""
+        return f"{self.run_path.name}@{self.step}"
+
+    @property
+    def solved(self) -> dict[str, list[bool]]:
+        """Whether each sample of each problem is correct, by problem id."""
+        return {problem: record.solved for problem, record in self.problems.items()}
+
+
+def read_evaluation(name: str, artifacts: Path, *, step: int | None = None, grader: str | None = None) -> EvaluationRecord:
+    """Returns the evaluation called RUN or RUN@STEP (RUN: a path, a name under runs/, or latest).
+
+    The step is that of RUN@STEP, else `step`, else the last evaluated; the grader `grader`, else the run's headline one.
+    Raises: InputError where there is no such evaluation; DataError where its files are damaged or do not fit together.
+    """
+    named = re.fullmatch(r"(.+)@(\d+)", name)
+    number = int(named[2]) if named else step
+    run = open_run(named[1] if named else name, artifacts).path
+    found = sorted(int(path.stem.removeprefix("step_")) for path in run.glob("eval/step_*.json"))
+    if not found:
+        raise InputError(f"{run} has no finished evaluation (eval/step_<n>.json)")
+    if number is not None and number not in found:
+        raise InputError(f"{run} has no evaluation of step {number}; there are {', '.join(map(str, found))}")
+    number = found[-1] if number is None else number
+    aggregate = _json(run / f"eval/step_{number}.json")
+    graders = aggregate.get("graders", {})
+    if grader is not None and grader not in graders:
+        raise InputError(f"{run}: {unknown_name('grader', grader, graders)}")
+    headline = grader or str(aggregate.get("primary_grader"))
+    problems = _read_problems(run / f"eval/step_{number}.jsonl", headline)
+    num_rows = sum(len(record.solved) for record in problems.values())
+    expected = aggregate.get("num_problems", 0) * aggregate.get("num_samples", 0)
+    if num_rows != expected:
+        raise DataError(f"{run}/eval/step_{number}.jsonl holds {num_rows} whole rows of {expected}; it was cut or changed")
+    values = _json(run / "config.json").get("values", {})
+    sampling = {**_sampling(values), "num_samples": aggregate["num_samples"]}
+    version = _grader_versions(run).get(headline)
+    return EvaluationRecord(run, number, str(values.get("model_id")), headline, version, sampling, problems)
+
+
+def what_differs(a: EvaluationRecord, b: EvaluationRecord) -> tuple[list[str], list[str]]:
+    """Returns (what makes a comparison unfair, what a reader should know), each in words of one line."""
+    unfair, known = [], []
+    only_a, only_b = a.problems.keys() - b.problems.keys(), b.problems.keys() - a.problems.keys()
+    common = sorted(a.problems.keys() & b.problems.keys())
+    if only_a or only_b:
+        examples = ", ".join(sorted(only_a | only_b)[:2])
+        unfair.append(
+            f"eval set: {len(common)} problems in common, {len(only_a)} only in A, {len(only_b)} only in B ({examples})"
+        )
+    for what in ("question", "gold"):
+        other = [key for key in common if getattr(a.problems[key], what) != getattr(b.problems[key], what)]
+        if other:
+            unfair.append(f"{what}: {len(other)} problems have another one (the first: {other[0]})")
+    if (a.grader, a.grader_version) != (b.grader, b.grader_version):
+        said = [f"{side.grader} {side.grader_version or '(version not on record)'}" for side in (a, b)]
+        unfair.append(f"grader: {said[0]} in A and {said[1]} in B")
+    for key, value in a.sampling.items():
+        if value != b.sampling[key]:
+            unfair.append(f"sampling: {key} is {value} in A and {b.sampling[key]} in B")
+    prompts = sum(a.problems[key].prompt_sha256 != b.problems[key].prompt_sha256 for key in common)
+    if prompts:
+        known.append(f"prompt: {prompts} of {len(common)} problems are asked in other tokens (template, shots or tokenizer)")
+    return unfair, known
+
+
+def _read_problems(path: Path, grader: str) -> dict[str, ProblemRecord]:
+    problems: dict[str, ProblemRecord] = {}
+    if not path.exists():
+        raise DataError(f"{path} is missing, and the evaluation's aggregate is there; the run directory was changed")
+    for row in read_lines(path):
+        try:
+            status = row["scores"][grader]["status"]
+            prompt = digest([row["prompt_token_ids"] or row["prompt"]])
+            record = problems.setdefault(row["problem_id"], ProblemRecord(row["question"], row["gold"], prompt))
+            record.solved.append(status == "correct")
+            record.completions.append(row["completion"])
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path} has a row that is not an evaluation's ({error!r}); it was changed") from None
+    return problems
+
+
+def _sampling(values: Mapping[str, Any]) -> dict[str, Any]:
+    prefix = "eval_" if "eval_temperature" in values else ""
+    return {key: values.get(prefix + key, _DEFAULTS.get(key)) for key in _SAMPLING}
+
+
+def _grader_versions(run: Path) -> Mapping[str, str]:
+    """Returns the graders' versions as the run recorded them; none where it did not."""
+    result = _json(run / "result.json") if (run / "result.json").exists() else {}
+    if "grader_versions" in result:
+        return dict(result["grader_versions"])
+    ready = [row for row in read_lines(run / "sys/eval_worker.jsonl") if row.get("event") == "ready"]
+    return dict(ready[-1].get("engine", {}).get("grader_versions", {})) if ready else {}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path} does not hold a JSON object; it was changed")
+    return value

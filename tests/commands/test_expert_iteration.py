@@ -1,0 +1,87 @@
+"""`expert-iteration` as a person runs it: it learns from what was right; killed, it ends with the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from training_runs import facts, here, kill_and_resume, metrics_of, run_whole, start, wait_for
+
+from grpo_gsm8k.runs.directory import read_status
+from grpo_gsm8k.runs.storage import read_lines
+
+SMALL = (
+    "--num_rounds 3 --prompts_per_round 24 --group_size 4 --save_every 1 --eval_examples 32 --num_problems 300 --wandb disabled"
+)
+COMMON = ["expert-iteration", "--config", "ei-tiny", *SMALL.split()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_whole(tmp_path_factory.mktemp("whole"), *COMMON)
+
+
+def test_what_was_kept_and_why_the_rest_was_not_is_in_the_run(whole: Path) -> None:
+    assert read_status(whole)["state"] == "completed"
+    rows = {row["step"]: row for row in metrics_of(whole) if "ei/kept" in row}
+    assert sorted(rows) == [1, 2, 3]
+    for number, row in rows.items():
+        kept = list(read_lines(whole / f"expert_data/round_{number}.jsonl"))
+        counts = Counter(line["verdict"] for line in kept)
+        assert len(kept) == row["ei/sampled"] == 24 * 4
+        assert counts["kept"] == row["ei/kept"]
+        assert sum(value for key, value in row.items() if key.startswith("ei/rejected_")) == len(kept) - counts["kept"]
+        assert all(line["status"] == "correct" for line in kept if line["verdict"] in ("kept", "duplicate"))
+        texts = [(line["problem_id"], *line["response"]) for line in kept if line["verdict"] == "kept"]
+        assert len(set(texts)) == len(texts)
+
+
+def test_killed_after_its_first_round_it_ends_with_the_same_bits(whole: Path, tmp_path: Path) -> None:
+    process = start(tmp_path, *COMMON)
+    wait_for(lambda: list(tmp_path.glob("artifacts/runs/*/checkpoints/step-1/COMPLETE")))
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    run, _ = kill_and_resume(tmp_path, COMMON, [])
+    assert facts(run) == facts(whole)
+
+
+@pytest.mark.slow
+def test_rounds_from_the_first_weights_are_resumed_with_the_same_bits(tmp_path: Path) -> None:
+    arguments = [*COMMON, "--start_from", "base"]
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    whole = run_whole(tmp_path / "whole", *arguments)
+    process = start(tmp_path / "killed", *arguments)
+    wait_for(lambda: list((tmp_path / "killed").glob("artifacts/runs/*/checkpoints/step-2/COMPLETE")))
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    run, _ = kill_and_resume(tmp_path / "killed", arguments, [])
+    assert facts(run) == facts(whole)
+
+
+def test_a_cap_keeps_so_many_of_a_problem(tmp_path: Path) -> None:
+    done = here(
+        tmp_path, *COMMON[:3], *SMALL.replace("--num_rounds 3", "--num_rounds 1").split(), "--max_kept_per_problem", "1"
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "artifacts" / "runs").iterdir()
+    kept = [line["problem_id"] for line in read_lines(run / "expert_data/round_1.jsonl") if line["verdict"] == "kept"]
+    assert len(kept) == len(set(kept)) > 0
+
+
+def test_a_round_in_which_nothing_is_right_stops_the_run(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"question": "What is the question?", "answer": "#### 987654321"}\n')
+    (tmp_path / "val.jsonl").write_text('{"question": "What is 2 and 2?", "answer": "#### 4"}\n')
+    assert here(tmp_path, "data", "render-eval", "--infile", "val.jsonl", "--outfile", "eval.jsonl").returncode == 0
+    own = ["--env", "jsonl", "--env_path", "train.jsonl", "--eval_set_path", "eval.jsonl", "--prompts_per_round", "1"]
+    options = SMALL.replace("--prompts_per_round 24 ", "").split()
+    done = here(tmp_path, *COMMON[:3], *options, *own)
+    assert done.returncode == 1
+    assert "none of 4 rollouts was kept" in done.stderr
+    (run,) = (path for path in (tmp_path / "artifacts" / "runs").iterdir() if "expert" in (path / "command.json").read_text())
+    assert read_status(run)["state"] == "failed"
+    assert json.loads((run / "status.json").read_bytes())["reason"]

@@ -1,0 +1,149 @@
+"""`runs compare`: evaluations paired by problem, what is refused, and what is said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grpo_gsm8k.cli import main
+from grpo_gsm8k.runs.directory import RunDirectory
+
+
+def make_run(
+    folder: Path,
+    evaluations: dict[int, Sequence[bool]],
+    *,
+    command: str = "eval",
+    gold: str = "7",
+    first: int = 0,
+    version: str = "3",
+    **values: Any,
+) -> Path:
+    """A run that solved what `evaluations` says, by step; its problems are numbered from `first`."""
+    run = RunDirectory.create(folder, command, [command])
+    run.start()
+    sampling = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 64}
+    if command != "eval":
+        sampling = {"temperature": 1.0, "eval_temperature": 0.0, "eval_max_new_tokens": 64}
+    run.write_json("config.json", {"values": {"model_id": "tiny", **sampling, **values}, "sources": {}})
+    for step, solved in evaluations.items():
+        for number, right in enumerate(solved, start=first):
+            score = {"value": float(right), "answer": "7", "status": "correct" if right else "wrong", "explanation": ""}
+            row = {"problem_id": f"p{number}", "question": f"Question {number}?", "gold": gold, "prompt_token_ids": [number]}
+            row |= {"prompt": "", "completion": f"step {step} says {'7' if right else '8'}\n", "sample_index": 0}
+            run.append(f"eval/step_{step}.jsonl", {**row, "scores": {"numeric": score, "format": score}})
+        graders = {"numeric": {}, "format": {}}
+        found = {"num_problems": len(solved), "num_samples": 1, "primary_grader": "numeric", "graders": graders}
+        run.write_json(f"eval/step_{step}.json", found)
+    if command == "eval":
+        run.write_json("result.json", {"grader_versions": {"numeric": version, "format": "1"}})
+    else:
+        ready = {"event": "ready", "engine": {"grader_versions": {"numeric": version, "format": "1"}}}
+        run.append("sys/eval_worker.jsonl", ready)
+    run.finish("completed", None, 0)
+    return run.path
+
+
+HALF = [number < 5 for number in range(10)]  # p0 to p4
+MOST = [number > 1 for number in range(10)]  # p2 to p9: gains p5 to p9, loses p0 and p1
+
+
+def compare(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = main(["runs", "compare", *map(str, arguments)])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_a_runs_end_against_its_beginning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path, {0: HALF, 20: MOST}, command="grpo")
+    code, out, _ = compare(capsys, f"{run}@0", run, "--num-flips", "1")
+    assert code == 0
+    for expected in (
+        "numeric grader, 10 problems, paired by problem",
+        f"{run.name}@20 solves 80.0 % and {run.name}@0 50.0 % of the same 10 problems, a difference of +30.0 points",
+        "exact McNemar p = 0.45; 5 gained, 2 lost",
+        "No difference is shown: ",
+        "gained p5: Question 5?  [gold 7]",
+        "A wrong: step 0 says 8",
+        "B correct: step 20 says 7",
+        "lost p0: Question 0?",
+        "… 4 more gained",
+    ):
+        assert expected in out, expected
+
+
+def test_json_holds_every_number_and_every_flip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path, {0: HALF, 20: MOST}, command="grpo")
+    code, out, _ = compare(capsys, f"{run}@0", f"{run}@20", "--json")
+    (found,) = json.loads(out)
+    assert code == 0
+    assert found["gained"] == ["p5", "p6", "p7", "p8", "p9"]
+    assert found["lost"] == ["p0", "p1"]
+    assert found["p"] == found["holm_p"] == pytest.approx(2 * (1 + 7 + 21) / 128)
+    assert (found["a"]["step"], found["b"]["step"], found["num_problems"]) == (0, 20, 10)
+    assert found["sentence"].endswith("at this discordance).")
+
+
+def test_several_runs_are_corrected_by_holm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [make_run(tmp_path, {0: solved}) for solved in ([False] * 10, [True] * 10, MOST)]
+    code, out, _ = compare(capsys, *runs, "--json")
+    first, second = json.loads(out)
+    assert code == 0
+    assert (first["p"], second["p"]) == (pytest.approx(2 / 1024), pytest.approx(2 / 256))
+    assert (first["holm_p"], second["holm_p"]) == (pytest.approx(4 / 1024), pytest.approx(2 / 256))
+    assert "after Holm's correction for 2 comparisons" in compare(capsys, *runs)[1]
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"gold": "8"}, "gold: 10 problems have another one (the first: p0)"),
+        ({"first": 2}, "eval set: 8 problems in common, 2 only in A, 2 only in B"),
+        ({"version": "4"}, "grader: numeric 3 in A and numeric 4 in B"),
+        ({"max_new_tokens": 32}, "sampling: max_new_tokens is 64 in A and 32 in B"),
+        ({"temperature": 0.7}, "sampling: temperature is 0.0 in A and 0.7 in B"),
+    ],
+)
+def test_what_is_not_alike_is_refused_and_named_and_can_be_allowed(
+    other: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = make_run(tmp_path, {0: HALF}), make_run(tmp_path, {0: MOST}, **other)
+    code, out, err = compare(capsys, a, b)
+    assert (code, out) == (2, "")
+    assert said in err
+    code, out, _ = compare(capsys, a, b, "--allow-differences")
+    assert code == 0
+    assert f"not alike, as allowed: {said}" in out
+
+
+def test_a_training_runs_evaluation_can_be_compared_with_an_evals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained, plain = make_run(tmp_path, {0: HALF, 8: MOST}, command="sft"), make_run(tmp_path, {0: HALF})
+    code, out, _ = compare(capsys, plain, f"{trained}@0")
+    assert code == 0
+    assert "0 gained, 0 lost" in out
+
+
+def test_what_cannot_be_compared_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = make_run(tmp_path, {0: HALF, 5: MOST}), make_run(tmp_path, {0: MOST})
+    assert "one run has nothing to be compared with" in compare(capsys, a)[2]
+    assert "is compared with itself" in compare(capsys, a, a)[2]
+    assert "has no evaluation of step 3; there are 0, 5" in compare(capsys, f"{a}@3", b)[2]
+    assert "has no evaluation of step 7" in compare(capsys, a, b, "--step", "7")[2]
+    assert "unknown grader 'math'" in compare(capsys, a, b, "--grader", "math")[2]
+    assert "no run 'nowhere'" in compare(capsys, "nowhere", b, "--artifacts-dir", tmp_path)[2]
+    rows = (b / "eval/step_0.jsonl").read_text("utf-8")
+    (b / "eval/step_0.jsonl").write_text(rows[: len(rows) // 2], "utf-8")
+    code, _, err = compare(capsys, a, b)
+    assert code == 2
+    assert "whole rows of 10; it was cut or changed" in err
+    assert err.count("\n") == 1
+
+
+def test_another_grader_and_another_seed_can_be_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = make_run(tmp_path, {0: HALF}), make_run(tmp_path, {0: MOST})
+    assert "format grader, 10 problems" in compare(capsys, a, b, "--grader", "format")[1]
+    assert compare(capsys, a, b, "--seed", "1") == compare(capsys, a, b, "--seed", "1")
