@@ -38,8 +38,8 @@ ORDER = "problem_order.json"
 class GrpoTask:
     """What is sampled, how it becomes updates, and when it is kept or given up.
 
-    `seed_step` makes what randomness an update has (dropout) a function of the step; `check_ratio` sees the first step's
-    log-probs before any weight has changed.
+    `seed_step` makes what randomness an update has (dropout) a function of the step; `check_ratio` sees the log-probs of
+    the first update of each start (of the run, or of its resumption) before any weight has changed.
     """
 
     collector: Collector
@@ -62,7 +62,7 @@ def train(
     record: TrainingRecord,
 ) -> dict[int, dict[str, Any]]:
     """Returns the evaluations by step, having trained to the end. Raises: ProofError; what the parts raise."""
-    streak = _streak(run)
+    streak, is_checked = _streak(run), False
     for step in record.steps():
         began = time.monotonic()
         found = rollouts.take(step)
@@ -71,8 +71,9 @@ def train(
         is_kept = step % task.save_rollouts_every == 0 or step + 1 == task.num_steps
         before = learner.logprobs([plain_sequence(rollout) for rollout in found.rollouts]) if is_kept else None
         guarded = record.keeping_failed_batch(step + 1)
-        on_first = task.check_ratio if step == 0 else None
-        done = update_policy(task.plan, found.groups, learner, step, task.learning_rate(step), guarded, on_first)
+        check = None if is_checked or (task.plan.stale and step > 0) else task.check_ratio
+        done = update_policy(task.plan, found.groups, learner, step, task.learning_rate(step), guarded, check)
+        is_checked |= bool(done.losses)
         rollouts.wait()
         publish_s = sync.publish(step + 1)
         if is_kept:

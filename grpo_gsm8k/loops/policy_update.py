@@ -178,8 +178,7 @@ def _update_once(
     sequences = build_sequences(part.rollouts, part.advantages, algorithm, plan.max_tokens, also=also)
     if algorithm.kl_beta == 0 and algorithm.entropy_coef == 0:
         # The others count in the denominators, which are in the weights; their own gradient is exactly zero.
-        moving = [s for s, advantage in zip(sequences, part.advantages, strict=True) if advantage != 0.0]
-        sequences = moving or (sequences[:1] if on_first is not None else [])
+        sequences = [s for s, advantage in zip(sequences, part.advantages, strict=True) if advantage != 0.0]
     if not sequences:
         return None
     loss = PolicyLoss(algorithm, on_policy=on_policy, correction=plan.correction, cap=plan.correction_cap)

@@ -221,10 +221,10 @@ def try_truncation(probe: Probe) -> Evidence:
     if not several:
         return Evidence("top-p/top-k", "at no place did the engine give two different tokens")
     alone = [delta for delta, logprob, _ in places if logprob == 0.0]  # where all others were cut, if anything was
+    if _mean([*alone, *(value for values in several for value in values)]) > probe.tolerance:
+        return Evidence("top-p/top-k", "nothing was cut: the engine gives its tokens less than the learner does")
     before = mean_abs([*several, alone])
     spread = mean_abs([[value - _mean(values) for value in values] for values in several])
-    if _mean([*alone, *(value for values in several for value in values)]) > probe.tolerance:
-        spread = math.inf  # the engine gives its tokens less than the learner does: nothing was cut
     said = f"without what tokens drawn at one place share, as when the rest is cut ({len(several)} places)"
     remedy = "switch off the engine's own top-p, top-k or min-p (a model's generation config may set them)"
     return probe.found("top-p/top-k", spread, said, remedy, before)
