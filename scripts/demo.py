@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-TEST = ["--dataset", "tiny", "--split", "test", "--template", "question", "--max_new_tokens", "48"]
+TEST = ["--dataset", "tiny", "--split", "test", "--template", "question", "--max_new_tokens", "48", "--num_threads", "1"]
 
 
 class Stage:

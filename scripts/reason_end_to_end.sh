@@ -19,9 +19,10 @@ step() { printf '\n== %s\n' "$*"; }
 step "problems"
 $GRPO_GSM8K data prep --dataset tiny --artifacts_dir "$OUT"
 
-step "traces, asked of a local server (every 50th question fails at first, each time in another way)"
+step "traces, asked of a local server (every 50th fails at first, every 40th answer is wrong)"
 rm -f "$OUT/port.txt"
-$PYTHON tests/trace_server.py --problems "$OUT/tiny/train.jsonl" --port_file "$OUT/port.txt" --latency_ms 2 --trouble_every 50 &
+$PYTHON tests/trace_server.py --problems "$OUT/tiny/train.jsonl" --port_file "$OUT/port.txt" --latency_ms 2 \
+    --trouble_every 50 --wrong_every 40 &
 SERVER=$!
 trap 'kill $SERVER 2>/dev/null || true' EXIT
 until [ -s "$OUT/port.txt" ]; do kill -0 $SERVER; sleep 0.1; done

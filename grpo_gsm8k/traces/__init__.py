@@ -1,0 +1,1 @@
+"""Reasoning traces to training pairs."""
