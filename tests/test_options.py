@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo_gsm8k.config import DataPrepConfig, EvalConfig, SftConfig
+from grpo_gsm8k.config_rl import ExpertIterationConfig, GrpoConfig
 from grpo_gsm8k.errors import ConfigError
 from grpo_gsm8k.options import options, options_table, presets, resolve
 
@@ -137,7 +138,8 @@ def test_an_unknown_preset_names_the_nearest_and_a_missing_file_is_named(tmp_pat
 def test_every_shipped_preset_resolves_and_describes_itself(name: str) -> None:
     table = presets()[name]
     classes = {"eval": EvalConfig, "data prep": DataPrepConfig, "sft": SftConfig}
-    resolved = resolve(classes[table["command"]], table["command"], config=name, validate=False)
+    classes |= {"grpo": GrpoConfig, "expert-iteration": ExpertIterationConfig}
+    resolved = resolve(classes[table["command"]], table["command"], config=name, validate=table["command"] != "sft")
     assert table["description"]
     assert f"preset {name}" in resolved.sources.values()
 
