@@ -116,7 +116,7 @@ def open_parts(start: Started[Any], prepared: Prepared, **learner_options: Any) 
             return str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
         sampler = RolloutSampler(env, engine, sampling, limits_of(config, material), decode, extend)
-        sync = stack.enter_context(PolicySync(start.run, learner, engine, weights_bytes_of(config.model_id)))
+        sync = PolicySync(learner, engine, evaluator.folders)
         yield Parts(learner, engine, sampling, sampler, sync, evaluator)
 
 

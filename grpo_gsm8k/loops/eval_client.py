@@ -108,8 +108,8 @@ class EvalClient:
 
         Raises: DataError when the eval set cannot be read; EngineError when the process cannot be started; StorageError.
         """
-        # One is being written and one waits to be polled, besides those that are pending.
-        place = choose_place(run.path, weights_bytes, max_pending + 2)
+        # Besides those that are pending, one is being written, one waits to be polled, and one may be another reader's.
+        place = choose_place(run.path, weights_bytes, max_pending + 3)
         log.info("evaluation worker: weights are published in %s (%s)", "RAM" if place.in_ram else place.base, place.why)
         folders = WeightFolders(place)
         try:
@@ -123,6 +123,11 @@ class EvalClient:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    @property
+    def folders(self) -> WeightFolders:
+        """The folders that weights are published in; they are gone when trainer and worker are, however those ended."""
+        return self._folders
 
     @property
     def worker_pid(self) -> int:

@@ -81,16 +81,16 @@ class WeightFolders:
             shutil.rmtree(self.path, ignore_errors=True)  # of an earlier start of this run, which is over
             make_folder(self.path)
 
-    def make(self, step: int) -> Path:
-        """Returns the new, empty folder for the weights of `step`. Raises: StorageError."""
-        folder = self.path / f"step-{step}"
+    def make(self, step: int, reader: str = "step") -> Path:
+        """Returns the new, empty folder for the weights of `step`; each `reader` has its own. Raises: StorageError."""
+        folder = self.path / f"{reader}-{step}"
         shutil.rmtree(folder, ignore_errors=True)
         make_folder(folder)
         return folder
 
-    def remove(self, step: int) -> None:
-        """Removes the weights of `step`."""
-        shutil.rmtree(self.path / f"step-{step}", ignore_errors=True)
+    def remove(self, step: int, reader: str = "step") -> None:
+        """Removes the weights of `step` that `reader` had."""
+        shutil.rmtree(self.path / f"{reader}-{step}", ignore_errors=True)
 
     def close(self) -> None:
         """Removes everything; safe to call twice."""

@@ -28,7 +28,7 @@ from grpo_gsm8k.loops.policy_update import PolicyUpdate, update_policy
 from grpo_gsm8k.loops.ratio_gate import RatioGate, turns_of
 from grpo_gsm8k.prompts import render_batch
 from grpo_gsm8k.runs.determinism import derive_seed
-from grpo_gsm8k.runs.directory import RunDirectory
+from grpo_gsm8k.runs.weight_folders import WeightFolders, choose_place
 from grpo_gsm8k.tokenize import TokenSequence
 from grpo_gsm8k.types import Completion, Problem, Prompt, Rollout, Sampling, Score, Turn
 
@@ -100,7 +100,8 @@ def opened(
     path: Path, engine: TransformersEngine, sampling: Sampling, learner: NativeLearner, tolerance: float | None
 ) -> Iterator[tuple[RatioGate, list[Mapping[str, Any]]]]:
     passed: list[Mapping[str, Any]] = []
-    with PolicySync(RunDirectory(path), learner, engine, 1 << 20) as sync:
+    with contextlib.closing(WeightFolders(choose_place(path, 1 << 20, 1))) as folders:
+        sync = PolicySync(learner, engine, folders)
         gate = RatioGate(
             learner=learner,
             engine=engine,
