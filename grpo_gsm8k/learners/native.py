@@ -1,7 +1,8 @@
 """The native learner: a Hugging Face causal language model trained by AdamW in plain PyTorch.
 
-The forward pass is packed (no padding is computed) and log-probs are computed at trained positions only, a chunk of the
-vocabulary projection at a time. The model's own dropout is off, so that a step is a function of its sequences alone.
+The forward pass is packed (no padding is computed, and a prompt that sequences share only once) and log-probs are computed at
+trained positions only, a chunk of the vocabulary projection at a time. The model's own dropout is off, so that a step is a
+function of its sequences alone.
 Shapes: T input tokens of a micro-batch laid end to end, N trained tokens, H hidden width.
 """
 
@@ -214,7 +215,7 @@ class NativeLearner:
             "master_weights": bool(self._optimizer.masters),
             "lora": self._adapted is not None,
             "share_prefixes": self._shares
-            or ("off" if not self.options.share_prefixes else "off: only attention on a CPU can share"),
+            or ("off" if self.model.device.type == "cpu" else "off: only a CPU's attention shares"),
         }
 
     def _add_adapter(self) -> PeftModel | None:
