@@ -134,6 +134,11 @@ class GrpoConfig(RewardTrainingConfig):
             raise ConfigError(
                 f"num_minibatches is {self.num_minibatches}; allowed is 1 to prompts_per_step, {self.prompts_per_step}"
             )
+        if self.lora_dropout > 0:
+            raise ConfigError(
+                f"lora_dropout is {self.lora_dropout}: grpo compares the learner with the engine token by token, which dropout "
+                "would blur; allowed is 0"
+            )
         if self.overlap != "none" and self.correction != "none":
             raise ConfigError(
                 "correction compares learner and engine at equal weights, which overlap one_step_off does not have (there the "
@@ -161,3 +166,11 @@ class ExpertIterationConfig(RewardTrainingConfig):
     start_from: str = option(
         "current", "Weights that a round fine-tunes: the last round's or the first.", choices=("current", "base")
     )
+
+    def validate(self) -> None:
+        """Checks what no single option can."""
+        super().validate()
+        if self.max_kept_tokens is not None and self.max_kept_tokens < self.min_kept_tokens:
+            raise ConfigError(
+                f"max_kept_tokens is {self.max_kept_tokens}; allowed is min_kept_tokens ({self.min_kept_tokens}) or more"
+            )

@@ -50,11 +50,10 @@ def rollout_advantages(rewards_GK: torch.Tensor, algorithm: Algorithm) -> torch.
     centred_GK = group_advantages(rewards_GK, normalize_by_std=False)
     if algorithm.baseline == "leave_one_out":
         centred_GK = centred_GK * (group_size / (group_size - 1))
-    if algorithm.scale == "group_std":
-        return centred_GK / (rewards_GK.std(dim=1, keepdim=True) + algorithm.advantage_eps)
-    if algorithm.scale == "batch_std":
-        return centred_GK / (centred_GK.std() + algorithm.advantage_eps)
-    return centred_GK
+    if algorithm.scale == "one":
+        return centred_GK
+    std = rewards_GK.std(dim=1, keepdim=True) if algorithm.scale == "group_std" else centred_GK.std()
+    return (centred_GK / (std + algorithm.advantage_eps)).masked_fill(centred_GK == 0, 0.0)  # 0/0 where eps is 0
 
 
 def overlong_penalty(num_tokens: int, max_tokens: int, buffer: int, penalty: float) -> float:

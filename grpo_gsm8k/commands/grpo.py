@@ -9,6 +9,7 @@ from grpo_gsm8k.commands.from_config import config_command
 from grpo_gsm8k.commands.resume import OPTIONS
 from grpo_gsm8k.commands.start import Started, is_complete, report_on, started
 from grpo_gsm8k.config_rl import GrpoConfig
+from grpo_gsm8k.errors import ConfigError
 from grpo_gsm8k.options import Resolved
 
 log = logging.getLogger("grpo_gsm8k")
@@ -41,6 +42,11 @@ def train_started(start: Started[GrpoConfig]) -> None:
     prepared = prepare_run(start)
     config: GrpoConfig = prepared.config
     material = prepared.material
+    algorithm.overlong_tokens(longest_rollout(config, material))
+    if config.prompts_per_step > len(material.train):
+        raise ConfigError(
+            f"prompts_per_step is {config.prompts_per_step}; allowed is 1 to {len(material.train)}, as there are problems"
+        )
     order = (PassRateOrder if config.curriculum == "pass_rate" else PassOrder)(material.train, config.seed)
     collector = collector_of(config, material, order, config.max_resamples if algorithm.zero_variance == "resample" else 0)
     schedule = RatedSchedule(config.max_steps, config.eval_every, config.save_every, rate_of(config, config.max_steps))
@@ -49,7 +55,8 @@ def train_started(start: Started[GrpoConfig]) -> None:
         *(algorithm.name, config.env, len(material.train), config.max_steps, config.prompts_per_step, config.group_size),
         *(material.num_eval, config.eval_every),
     )
-    with open_parts(start, prepared, entropy=True, keep_reference=algorithm.kl_beta > 0) as parts:
+    learner_options = {"temperature": config.temperature, "entropy": True, "keep_reference": algorithm.kl_beta > 0}
+    with open_parts(start, prepared, **learner_options) as parts:
         rollouts = RolloutSource(
             collector, parts.sampler, config.prompts_per_step, config.max_steps, ahead=config.overlap == "one_step_off"
         )
@@ -97,6 +104,11 @@ def algorithm_of(config: GrpoConfig) -> Any:
     parts = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     algorithm = with_parts(find_algorithm(config.algorithm), **parts)
     check_group_size(algorithm, config.group_size)
+    if config.overlap != "none" and algorithm.objective == "reinforce":
+        raise ConfigError(
+            f"overlap {config.overlap} trains on rollouts of older weights, and {algorithm.name} has no ratio to correct for "
+            "that; choose an algorithm with one (grpo, dr_grpo, dapo, gspo, cispo)"
+        )
     return algorithm
 
 

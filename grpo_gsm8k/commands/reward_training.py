@@ -9,13 +9,13 @@ from typing import Any
 
 from grpo_gsm8k.commands.env_problems import Material, choose, read_material
 from grpo_gsm8k.commands.start import Started, record_data
-from grpo_gsm8k.commands.training import open_evaluator, open_learner, weights_bytes_of
+from grpo_gsm8k.commands.training import open_evaluator, open_learner
 from grpo_gsm8k.config_rl import MULTI_TURN, RewardTrainingConfig
-from grpo_gsm8k.engines.loading import load_tokenizer
+from grpo_gsm8k.engines.loading import load_tokenizer, resolve_device
 from grpo_gsm8k.engines.model_files import model_record
 from grpo_gsm8k.engines.protocol import Engine
 from grpo_gsm8k.engines.requests import check_request
-from grpo_gsm8k.engines.select import make_engine
+from grpo_gsm8k.engines.select import choose_engine, cuda_is_there, make_engine, vllm_is_importable
 from grpo_gsm8k.learners.native import NativeLearner
 from grpo_gsm8k.loops.collect import Collector
 from grpo_gsm8k.loops.curriculum import PassOrder
@@ -103,7 +103,9 @@ def open_parts(start: Started[Any], prepared: Prepared, **learner_options: Any) 
         renderer = observation_renderer(env, tokenizer, prepared.template)
         extend = renderer.extend if renderer else None
         evaluator = stack.enter_context(_open_evaluator(start, prepared, stop))
-        learner = open_learner(config, temperature=config.temperature, **learner_options)
+        if cuda_is_there():
+            evaluator.wait_ready()  # vLLM measures the memory of its GPU while it starts
+        learner = open_learner(config, **learner_options)
         start.write_sys("learner.json", dict(learner.describe()))
         engine = _open_engine(config)
         stack.callback(engine.close)
@@ -121,15 +123,14 @@ def open_parts(start: Started[Any], prepared: Prepared, **learner_options: Any) 
 
 
 def _open_engine(config: RewardTrainingConfig) -> Engine:
-    from grpo_gsm8k.engines.loading import resolve_device
-    from grpo_gsm8k.engines.select import choose_engine, cuda_is_there, vllm_is_importable
-
     has_cuda = cuda_is_there() and config.engine_device != "cpu"
-    name, _ = choose_engine(config.engine, has_cuda=has_cuda, has_vllm=vllm_is_importable())
+    named = config.engine == "auto" and config.engine_device != "auto"  # only transformers takes a device
+    name, _ = choose_engine("transformers" if named else config.engine, has_cuda=has_cuda, has_vllm=vllm_is_importable())
     dtype = config.engine_dtype if has_cuda or config.engine_dtype != "auto" else "float32"
     arguments: dict[str, Any] = {"model_id": config.model_id, "revision": config.model_revision, "dtype": dtype}
     if name == "vllm":
-        arguments |= {"gpu_mem_util": config.engine_mem_util, "seed": config.seed}
+        arguments |= {"gpu_mem_util": config.engine_mem_util, "seed": config.seed, "batch_size": config.batch_size}
+        arguments |= {"device": config.engine_device}
     else:
         arguments |= {"device": str(resolve_device(config.engine_device)), "batch_size": config.batch_size}
     engine, _ = make_engine(name, **arguments)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from grpo_gsm8k.errors import ProofError
 from grpo_gsm8k.loops.curriculum import PassOrder
 from grpo_gsm8k.loops.rollouts import RolloutBatch, RolloutRequest, RolloutSampler, turn_seeds
-from grpo_gsm8k.runs.determinism import derive_seed
 from grpo_gsm8k.types import Problem, Prompt, Rollout
 
 Group = list[Rollout]
@@ -36,7 +35,7 @@ class Collector:
 
     def collect(self, sampler: RolloutSampler, num_groups: int, step: int) -> Collected:
         """Returns the groups of a step. Raises: ProofError when too many graders or environments failed."""
-        found = Collected()
+        found, drawn = Collected(), Counter[str]()
         for attempt in range(1 + self.resamples):
             missing = num_groups - sum(has_distinct_rewards(group) for group in found.groups)
             if missing == 0:
@@ -45,19 +44,21 @@ class Collector:
             found.num_replaced += missing if attempt else 0
             # Drawn for the whole step each time, so that what a problem gets does not depend on how many are missing.
             chosen = self.order.choose(num_groups, step, attempt)[:missing]
-            found.add(self._sample(sampler, chosen, step, attempt), self.group_size)
-        self.order.observe(rollout for group in found.groups for rollout in group)
+            batch = self._sample(sampler, chosen, step, drawn)
+            self.order.observe(batch.rollouts)
+            found.add(batch, self.group_size)
         self._check_errors(found, step)
         return found
 
-    def _sample(self, sampler: RolloutSampler, chosen: Sequence[int], step: int, attempt: int) -> RolloutBatch:
-        requests = [
-            RolloutRequest(self.problems[index], self.prompts[index], sample)
-            for index in chosen
-            for sample in range(self.group_size)
-        ]
-        seed = derive_seed(self.seed, step, "resample", attempt) if attempt else self.seed
-        return sampler.sample(requests, turn_seeds(seed, step))
+    def _sample(self, sampler: RolloutSampler, chosen: Sequence[int], step: int, drawn: Counter[str]) -> RolloutBatch:
+        """A problem that a step draws again gets further samples, not the same ones."""
+        requests = []
+        for index in chosen:
+            problem = self.problems[index]
+            first = drawn[problem.id] * self.group_size
+            drawn[problem.id] += 1
+            requests += [RolloutRequest(problem, self.prompts[index], first + sample) for sample in range(self.group_size)]
+        return sampler.sample(requests, turn_seeds(self.seed, step))
 
     def _check_errors(self, found: Collected, step: int) -> None:
         rate = found.num_errors / max(1, found.num_sampled)
@@ -102,7 +103,12 @@ class Collected:
 
 
 def has_distinct_rewards(group: Sequence[Rollout]) -> bool:
-    """Returns whether a group's rewards differ; where they do not, nothing is better than anything else."""
+    """Returns whether a group's rewards differ; where they do not, nothing is better than anything else.
+
+    A failed grader is no reward of 0, so a group with one has nothing to compare that rollout by.
+    """
+    if any(rollout.score.status == "error" for rollout in group):
+        return False
     return len({rollout.score.value for rollout in group}) > 1
 
 

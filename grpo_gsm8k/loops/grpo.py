@@ -20,7 +20,7 @@ from typing import Any
 
 from grpo_gsm8k.algorithms.rollout_sequences import plain_sequence
 from grpo_gsm8k.learners.protocol import Learner
-from grpo_gsm8k.loops.collect import Collected, Collector, collected_metrics, has_distinct_rewards
+from grpo_gsm8k.loops.collect import Collected, Collector, collected_metrics
 from grpo_gsm8k.loops.policy_sync import PolicySync
 from grpo_gsm8k.loops.policy_update import OnFirstUpdate, PolicyUpdate, Updated, check_learnable, update_policy
 from grpo_gsm8k.loops.rollouts import RolloutSampler
@@ -32,6 +32,7 @@ from grpo_gsm8k.runs.storage import digest, write_json
 
 IN_FLIGHT = "rollouts_in_flight"
 ORDER = "problem_order.json"
+LEARNABLE = "rollout/learnable"
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ def train(
         before = learner.logprobs([plain_sequence(rollout) for rollout in found.rollouts]) if is_kept else None
         guarded = record.keeping_failed_batch(step + 1)
         check = None if is_checked or (task.plan.stale and step > 0) else task.check_ratio
+        if check is not None:
+            rollouts.wait()  # the check may use the engine
         done = update_policy(task.plan, found.groups, learner, step, task.learning_rate(step), guarded, check)
         is_checked |= bool(done.losses)
         rollouts.wait()
@@ -83,8 +86,8 @@ def train(
         seconds = time.monotonic() - began
         metrics = _metrics(found, done, task.learning_rate(step), publish_s, seconds)
         record.after_update(step + 1, metrics, _stages(found, done), note=f"reward {metrics['reward/mean']:.3f}")
-        streak = 0 if any(has_distinct_rewards(group) for group in found.groups) else streak + 1
-        check_learnable(streak, task.patience, metrics["reward/mean"])
+        streak = 0 if done.num_learnable else streak + 1
+        check_learnable(streak, task.patience, found.groups)
     return record.finish()
 
 
@@ -141,11 +144,11 @@ class RolloutSource:
 
 
 def _streak(run: RunDirectory) -> int:
-    """How many of the steps recorded last had no group with two different rewards."""
+    """How many of the steps recorded last had nothing to learn from."""
     streak = 0
     for row in run.read(METRICS):
-        if "groups/distinct_rewards" in row:
-            streak = 0 if row["groups/distinct_rewards"] > 0 else streak + 1
+        if LEARNABLE in row:
+            streak = 0 if row[LEARNABLE] > 0 else streak + 1
     return streak
 
 
@@ -155,6 +158,7 @@ def _metrics(found: Collected, done: Updated, lr: float, publish_s: float, secon
     shared = {names.get(name, name): value for name, value in done.metrics.items() if "/" in name or name in names}
     return {
         **collected_metrics(found),
+        LEARNABLE: done.num_learnable / len(found.rollouts),
         "train/loss": 0.0,
         **shared,
         "train/num_trained": float(done.num_tokens),

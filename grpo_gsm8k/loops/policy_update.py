@@ -45,7 +45,10 @@ class PolicyUpdate:
 
 @dataclass(frozen=True, slots=True)
 class Updated:
-    """What a step's updates came to: metrics, the exact losses and gradient norms, seconds, each rollout's advantage."""
+    """What a step's updates came to: metrics, the exact losses and gradient norms, seconds, each rollout's advantage.
+
+    `num_learnable` rollouts were trained and had an advantage other than 0.
+    """
 
     metrics: dict[str, float]
     losses: list[float]
@@ -55,6 +58,7 @@ class Updated:
     advantages: list[float]
     trained: list[bool]
     num_tokens: int
+    num_learnable: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +104,15 @@ def update_policy(
     ]
     rollouts = [r for index in kept for r, t in zip(groups[index], trained[index], strict=True) if t]
     values = [a for index in kept for a, t in zip(advantages[index], trained[index], strict=True) if t]
+    group_of = [index for index in kept for t in trained[index] if t]
     flat = [value for group in advantages for value in group]
     trained_flat = [flag for group in trained for flag in group]
     advantage_s = time.monotonic() - began
     results: list[tuple[Mapping[str, float], Mapping[str, float], dict[str, float]]] = []
     with guarded:
-        for number, part in enumerate(_parts(plan, rollouts, values, learner, step)):
+        for number, part in enumerate(_parts(plan, rollouts, values, group_of, learner, step)):
             on_policy = number == 0 and (step == 0 or not plan.stale)
-            done = _update_once(plan, part, learner, lr, on_policy, on_first if number == 0 else None)
+            done = _update_once(plan, part, learner, lr, on_policy, None if results else on_first)
             if done is not None:
                 results.append(done)
     metrics = _mean([{**update, **taken, **diagnostics} for update, taken, diagnostics in results])
@@ -115,18 +120,21 @@ def update_policy(
     norms = [taken["grad_norm"] for _, taken, _ in results]
     num_tokens = int(sum(update["num_trained"] for update, _, _ in results))
     seconds = time.monotonic() - began - advantage_s
-    return Updated(metrics, losses, norms, advantage_s, seconds, flat, trained_flat, num_tokens)
+    num_learnable = sum(flag and value != 0.0 for flag, value in zip(trained_flat, flat, strict=True))
+    return Updated(metrics, losses, norms, advantage_s, seconds, flat, trained_flat, num_tokens, num_learnable)
 
 
 def _is_compared(plan: PolicyUpdate, group: Group) -> bool:
-    """A failed grader is no reward of 0, so a group with one is left out whole: it has nothing to compare that rollout by."""
+    """Whether a group is trained on; one in which a grader failed never is."""
     if any(rollout.score.status == "error" for rollout in group):
         return False
     return plan.algorithm.zero_variance == "keep" or has_distinct_rewards(group)
 
 
-def _parts(plan: PolicyUpdate, rollouts: list[Rollout], advantages: list[float], learner: Learner, step: int) -> list[_Part]:
-    """Returns the minibatches of all passes; several updates need the log-probs from before the first."""
+def _parts(
+    plan: PolicyUpdate, rollouts: list[Rollout], advantages: list[float], group_of: list[int], learner: Learner, step: int
+) -> list[_Part]:
+    """Returns the minibatches of all passes, of whole groups; several updates need the log-probs from before the first."""
     if not rollouts:
         return []
     algorithm = plan.algorithm
@@ -143,11 +151,14 @@ def _parts(plan: PolicyUpdate, rollouts: list[Rollout], advantages: list[float],
         if algorithm.kl_beta > 0:
             reference = learner.logprobs(sequences, reference=True)
     parts = []
+    members: dict[int, list[int]] = {}
+    for place, group in enumerate(group_of):
+        members.setdefault(group, []).append(place)
     for update in range(plan.num_updates):
         order = np.random.Generator(np.random.Philox(key=[plan.seed, step * plan.num_updates + update]))
-        indices = np.arange(len(rollouts)) if plan.num_minibatches == 1 else order.permutation(len(rollouts))
-        for chosen in np.array_split(indices, plan.num_minibatches):
-            places = sorted(int(place) for place in chosen)
+        shuffled = list(members) if plan.num_minibatches == 1 else order.permutation(list(members)).tolist()
+        for chosen in np.array_split(shuffled, plan.num_minibatches):
+            places = [place for group in sorted(chosen.tolist()) for place in members[group]]
             if places:
                 parts.append(
                     _Part(
@@ -185,7 +196,10 @@ def _update_once(
     update = learner.forward_backward(sequences, loss)
     if on_first is not None:
         on_first(sequences, loss)
-    return update, learner.optim_step(lr), loss.diagnostics()
+    found = loss.diagnostics()
+    if plan.stale and not on_policy:  # the old log-probs are the engine's: there is no other policy to compare those with
+        found = {name: value for name, value in found.items() if not name.startswith("mismatch/")}
+    return update, learner.optim_step(lr), found
 
 
 def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -197,11 +211,14 @@ def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return found
 
 
-def check_learnable(streak: int, patience: int, mean_reward: float) -> None:
-    """Refuses to go on when no group has had two different rewards for `patience` steps. Raises: ProofError."""
-    if streak >= patience:
-        why = "every rollout is right: the task is solved" if mean_reward > 0.5 else "no rollout is right: the task is too hard"
-        raise ProofError(
-            f"no group had two different rewards for {streak} steps (mean reward {mean_reward:.3f}), so there is nothing to "
-            f"learn from; {why}; choose other problems, a larger group_size or a higher temperature"
-        )
+def check_learnable(streak: int, patience: int, groups: Sequence[Group]) -> None:
+    """Refuses to go on when nothing could be learned from any rollout for `patience` steps. Raises: ProofError."""
+    if streak < patience:
+        return
+    solved = sum(all(rollout.score.status == "correct" for rollout in group) for group in groups)
+    missed = sum(all(rollout.score.status != "correct" for rollout in group) for group in groups)
+    why = "the task is solved" if solved > missed else "the task is too hard, or its prompt or its limits are wrong"
+    raise ProofError(
+        f"no rollout had an advantage for {streak} steps, so there is nothing to learn from; of the last {len(groups)} groups "
+        f"{solved} were all right and {missed} all wrong: {why}; choose other problems, a larger group_size or temperature"
+    )

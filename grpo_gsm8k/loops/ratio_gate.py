@@ -114,6 +114,8 @@ class RatioGate:
     def _diagnose(self, sequences: Sequence[TokenSequence]) -> str:
         """Returns the likely cause, or which were tested in vain."""
         turns = worst_turns(self._learner, sequences, self.tolerance)
+        if not turns:
+            return "scored again they agree, so the learner's forward pass in training gives other values than outside of it"
         probe = Probe(self._learner, self._engine, self._sync, self._sampling, self._tokenizer, self.tolerance, turns)
         tested = [_try(name, cause, probe) for name, cause in CAUSES.items()]
         for evidence in tested:

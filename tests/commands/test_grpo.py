@@ -158,7 +158,7 @@ def test_training_on_the_eval_set_is_refused_with_examples_unless_allowed_on_rec
     own = {"env": "jsonl", "env_path": "train.jsonl", "eval_set_path": "eval.jsonl", "max_steps": 1}
     done = here(tmp_path, *arguments(**own))
     assert done.returncode == 1
-    assert "2 training problems are in the eval set (train/00000" in done.stderr
+    assert "2 training examples are problems of the eval set (train/00000" in done.stderr
     done = here(tmp_path, *arguments(**own, allow_overlap="true"))
     assert done.returncode == 0, done.stderr
     assert json.loads((last_run(tmp_path) / "overlap.json").read_bytes())["num_overlapping"] == 2
@@ -172,6 +172,6 @@ def test_a_task_without_any_distinct_reward_stops_and_says_why(tmp_path: Path) -
     own = {"env": "jsonl", "env_path": "train.jsonl", "eval_set_path": "eval.jsonl"}
     done = here(tmp_path, *arguments(**own, zero_variance_patience=3))
     assert done.returncode == 1
-    assert "no group had two different rewards for 3 steps" in done.stderr
+    assert "no rollout had an advantage for 3 steps" in done.stderr
     assert "too hard" in done.stderr
     assert read_status(last_run(tmp_path))["state"] == "failed"
