@@ -130,6 +130,12 @@ class GrpoConfig(RewardTrainingConfig):
     def validate(self) -> None:
         """Checks what no single option can."""
         super().validate()
+        if self.warmup_steps > self.max_steps:
+            raise ConfigError(f"warmup_steps is {self.warmup_steps}; allowed is 0 to max_steps, {self.max_steps}")
+        if self.group_size == 1 and self.algorithm != "reinforce" and self.baseline != "zero":
+            raise ConfigError(
+                f"group_size is 1, and {self.algorithm} compares a group's rollouts: allowed is 2 or more, or baseline zero"
+            )
         if self.num_minibatches > self.prompts_per_step:
             raise ConfigError(
                 f"num_minibatches is {self.num_minibatches}; allowed is 1 to prompts_per_step, {self.prompts_per_step}"

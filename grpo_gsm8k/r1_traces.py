@@ -37,7 +37,10 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-import aiohttp
+try:
+    import aiohttp
+except ModuleNotFoundError:
+    sys.exit("error: aiohttp is not installed: pip install aiohttp")
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 RETRIED = frozenset({408, 409, 425, 429, *range(500, 600)})

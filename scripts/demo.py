@@ -25,7 +25,7 @@ class Stage:
     """Runs commands of the harness one after the other, and says what each is for."""
 
     def __init__(self, artifacts: Path, seed: int) -> None:
-        self._shared = ["--artifacts_dir", str(artifacts), "--seed", str(seed), "--wandb", "offline"]
+        self._shared = ["--artifacts_dir", str(artifacts), "--seed", str(seed), "--wandb", "disabled"]
         self.seconds: dict[str, float] = {}
 
     def run(self, what: str, *arguments: str, shared: bool = True) -> Path | None:

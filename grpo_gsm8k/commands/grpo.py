@@ -11,8 +11,15 @@ from grpo_gsm8k.commands.start import Started, is_complete, report_on, started
 from grpo_gsm8k.config_rl import GrpoConfig
 from grpo_gsm8k.errors import ConfigError
 from grpo_gsm8k.options import Resolved
+from grpo_gsm8k.runs.metrics import METRICS
 
 log = logging.getLogger("grpo_gsm8k")
+
+COMMAND_LINE = ("flag", "override")
+PARTS = (
+    *("baseline", "scale", "ratio", "clip_low", "clip_high", "denominator", "kl_beta", "kl_estimator", "advantage_eps"),
+    *("overlong_buffer", "overlong_penalty", "zero_variance"),
+)
 
 
 @config_command(GrpoConfig, "grpo", extra=OPTIONS)
@@ -22,6 +29,7 @@ def command(resolved: Resolved[GrpoConfig], resume: str | None, allow_changes: b
     Each step samples a group of rollouts a problem, scores them, and updates the weights by how they compare; a process of its
     own evaluates on held-out problems. --resume goes on exactly where a checkpoint left off.
     """
+    resolved = with_own_parts(resolved)
     if is_complete(resume, resolved, "grpo", allow_changes):
         return
     with started("grpo", resolved, resume=resume, allow_changes=allow_changes) as start:
@@ -35,7 +43,7 @@ def train_started(start: Started[GrpoConfig]) -> None:
     from grpo_gsm8k.commands.sft import finish
     from grpo_gsm8k.commands.training import RatedSchedule, open_record, rate_of
     from grpo_gsm8k.loops.curriculum import PassOrder, PassRateOrder
-    from grpo_gsm8k.loops.grpo import GrpoTask, RolloutSource, train
+    from grpo_gsm8k.loops.grpo import LEARNABLE, GrpoTask, RolloutSource, train
     from grpo_gsm8k.loops.policy_update import PolicyUpdate
 
     algorithm = algorithm_of(start.resolved.config)  # what contradicts itself is said before anything is loaded
@@ -50,6 +58,7 @@ def train_started(start: Started[GrpoConfig]) -> None:
     order = (PassRateOrder if config.curriculum == "pass_rate" else PassOrder)(material.train, config.seed)
     collector = collector_of(config, material, order, config.max_resamples if algorithm.zero_variance == "resample" else 0)
     schedule = RatedSchedule(config.max_steps, config.eval_every, config.save_every, rate_of(config, config.max_steps))
+    log.info("%s", algorithm)
     log.info(
         "%s on %s: %d problems, %d steps of %d x %d rollouts, evaluated on %d problems every %d steps",
         *(algorithm.name, config.env, len(material.train), config.max_steps, config.prompts_per_step, config.group_size),
@@ -91,6 +100,20 @@ def train_started(start: Started[GrpoConfig]) -> None:
             rollouts.close()
         digest = parts.learner.weights_digest()
     finish(start, evals, digest, config.max_steps)
+    silent = sum(row.get(LEARNABLE) == 0 for row in start.run.read(METRICS))
+    if silent:
+        log.warning("%d of %d steps had nothing to learn from: no rollout had an advantage", silent, config.max_steps)
+
+
+def with_own_parts(resolved: Resolved[GrpoConfig]) -> Resolved[GrpoConfig]:
+    """Returns the config in which an algorithm that was named on the command line has its own parts, not a preset's."""
+    if resolved.sources["algorithm"] not in COMMAND_LINE:
+        return resolved
+    for part in PARTS:
+        if getattr(resolved.config, part) is not None and resolved.sources[part] not in COMMAND_LINE:
+            why = f"algorithm {resolved.config.algorithm} is named, so {resolved.sources[part]} does not say its {part}"
+            resolved = resolved.filled(part, None, why)
+    return resolved
 
 
 def algorithm_of(config: GrpoConfig) -> Any:

@@ -52,7 +52,7 @@ def train_started(start: Started[SftConfig]) -> None:
     data = read_examples(config, tokenizer)
     model = model_record(config.model_id, config.model_revision)
     record_data(start, {"files": [*model, {**data.record, "role": "training data"}, eval_set.record]})
-    start.run.write_json("overlap.json", check_overlap(config, data, eval_set))
+    start.run.write_json("overlap.json", check_overlap(config, data, eval_set, tokenizer))
     schedule = build_schedule(config, len(data.sequences))
     log.info(
         "%d examples (%d dropped), %d steps of %d, evaluated on %d problems every %d steps",
@@ -91,6 +91,8 @@ def finish(start: Started[Any], evals: dict[int, dict[str, Any]], weights_sha256
     click.echo(f"{'step':>8}  {'accuracy':>9}  95 % interval")
     for step, aggregate in evals.items():
         low, high = aggregate["ci95"]
+        if low == high and aggregate.get("wilson95"):  # a bootstrap of equal values says nothing
+            low, high = aggregate["wilson95"]
         click.echo(f"{step:>8}  {100 * aggregate['accuracy']:>7.1f} %  [{100 * low:.1f}, {100 * high:.1f}]")
     click.echo(f"weights {weights_sha256}")
     click.echo("─" * 80)
