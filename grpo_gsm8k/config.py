@@ -31,6 +31,7 @@ class TrackerOptions:
 
     wandb: str = option("offline", "Weights & Biases mode.", choices=("offline", "online", "disabled"))
     wandb_project: str = option("grpo-gsm8k", "Weights & Biases project.")
+    tensorboard: bool = option(False, "Write TensorBoard event files into the run directory too (extra: tensorboard).")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The parts of an evaluation, built from its config: eval set, prompts, graders, engine, tracker."""
+"""The parts of an evaluation, built from its config: eval set, prompts, graders, engine."""
 
 from __future__ import annotations
 
@@ -18,10 +18,7 @@ from grpo_gsm8k.engines.model_files import model_record
 from grpo_gsm8k.engines.protocol import Engine
 from grpo_gsm8k.errors import DataError
 from grpo_gsm8k.loops.grading import open_graders as open_graders
-from grpo_gsm8k.options import Resolved
 from grpo_gsm8k.prompts import Template, render_batch
-from grpo_gsm8k.runs.directory import RunDirectory
-from grpo_gsm8k.runs.metrics import WandbTracker
 from grpo_gsm8k.types import Problem, Prompt
 
 log = logging.getLogger("grpo_gsm8k")
@@ -141,13 +138,3 @@ def open_engine(config: EvalConfig) -> Iterator[Engine]:
         yield engine
     finally:
         engine.close()
-
-
-def open_tracker(run: RunDirectory, resolved: Resolved[EvalConfig]) -> WandbTracker | None:
-    """Opens W&B as the config asks; None where it is disabled."""
-    config = resolved.config
-    if config.wandb == "disabled":
-        return None
-    return WandbTracker(
-        run, mode=config.wandb, project=config.wandb_project, name=config.run_name, config=resolved.record()["values"]
-    )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from grpo_gsm8k.commands.data_overlap import command as overlap_command
 from grpo_gsm8k.commands.from_config import config_command
 from grpo_gsm8k.commands.pretokenize import command as pretokenize_command
 from grpo_gsm8k.commands.render_eval import command as render_eval_command
@@ -66,6 +67,7 @@ def verify(folder: Path, snapshot_dir: Path | None) -> None:
 
 
 group.add_command(prep)
+group.add_command(overlap_command)
 group.add_command(pretokenize_command)
 group.add_command(render_eval_command)
 group.add_command(render_pairs_command)

@@ -14,12 +14,13 @@ from grpo_gsm8k.data.jsonl import encode_jsonl
 from grpo_gsm8k.data.prep import PrepRequest, prepare
 from grpo_gsm8k.data.prepared import data_record, file_record, load_split
 from grpo_gsm8k.data.rendered_eval import write_rendered_eval_set
-from grpo_gsm8k.data.rows import load_problems, normalised, to_row
+from grpo_gsm8k.data.rows import load_problems, to_row
 from grpo_gsm8k.envs.protocol import Environment
 from grpo_gsm8k.envs.registry import make_env
-from grpo_gsm8k.errors import ProofError
+from grpo_gsm8k.errors import ConfigError
 from grpo_gsm8k.options import Resolved
 from grpo_gsm8k.prompts import DEFAULT_TEMPLATE, Template, render_batch
+from grpo_gsm8k.training_data.overlap import check_leaks
 from grpo_gsm8k.types import Problem, Prompt
 
 log = logging.getLogger("grpo_gsm8k")
@@ -71,6 +72,8 @@ def open_env(
     splits: dict[str, list[Problem]] | None = None
     files: list[dict[str, Any]] = []
     if config.env == "jsonl":
+        if config.env_path is None:
+            raise ConfigError("env jsonl needs env_path, a JSONL of problems (question and answer a line)")
         path = Path(str(config.env_path))
         splits = {"train": load_problems(path)}
         files = [{**file_record(path), "role": "training problems"}]
@@ -113,7 +116,11 @@ def read_material(start: Started[Any], config: RewardTrainingConfig, tokenizer: 
         files.append(eval_set.record)
     else:
         held_out = env.problems("val")[: config.eval_examples]
-        path, evaluated, questions = start.run.path / EVAL_SET, len(held_out), [problem.question for problem in held_out]
+        path, evaluated, questions = (
+            start.run.path / EVAL_SET,
+            len(held_out),
+            [(problem.id, problem.question) for problem in held_out],
+        )
         if config.env in MULTI_TURN:
             path.write_bytes(encode_jsonl(to_row(problem) for problem in held_out))
         else:
@@ -126,31 +133,6 @@ def read_material(start: Started[Any], config: RewardTrainingConfig, tokenizer: 
             eval_set = read_eval_set(config, tokenizer, path)
         files.append({**file_record(path), "role": "eval set", "source": EVAL_SET})
     prompts = render_batch(tokenizer, train, template=template)
-    overlap = check_overlap(config, train, prompts, questions, eval_set)
+    rendered = eval_set.prompts if eval_set is not None else ()
+    overlap = check_leaks(prompts, questions, rendered, is_allowed=config.allow_overlap)
     return Material(env, train, prompts, path, eval_set, evaluated, graders, files, overlap)
-
-
-def check_overlap(
-    config: RewardTrainingConfig,
-    train: list[Problem],
-    prompts: list[Prompt],
-    questions: list[str],
-    eval_set: TrainEvalSet | None,
-) -> dict[str, Any]:
-    """Returns the record of training problems that are in the eval set. Raises: ProofError when there are, unless allowed."""
-    asked = {normalised(question) for question in questions if question.strip()}
-    rendered = {prompt.token_ids for prompt in eval_set.prompts} if eval_set is not None else set()
-    found = [
-        problem.id
-        for problem, prompt in zip(train, prompts, strict=True)
-        if normalised(problem.question) in asked or prompt.token_ids in rendered
-    ]
-    examples = ", ".join(found[:3]) + (" …" if len(found) > 3 else "")
-    if found and not config.allow_overlap:
-        raise ProofError(
-            f"{len(found)} training problems are in the eval set ({examples}); take them out, or use --allow-overlap true to "
-            "train on them, on record"
-        )
-    if found:
-        log.warning("%d training problems are in the eval set (%s), as allowed", len(found), examples)
-    return {"num_overlapping": len(found), "training_problems": found}

@@ -84,7 +84,8 @@ def _of_run(run: Path, config: EnvRolloutsConfig) -> FoundRollouts:
     everything = [one for number in steps for one in by_step[number]]
     faults = [one for one in by_step[step] if one.is_fault][:1]  # that one is seen whatever is drawn
     shown = faults + [one for one in sample(by_step[step], config.num) if one not in faults][: config.num - len(faults)]
-    return FoundRollouts(f"{run.resolve().name}, {len(steps)} kept steps, shown is step {step}", everything, shown, decode, run / "loss_mask.html")
+    title = f"{run.resolve().name}, {len(steps)} kept steps, shown is step {step}"
+    return FoundRollouts(title, everything, shown, decode, run / "loss_mask.html")
 
 
 def _of_env(name: str, config: EnvRolloutsConfig, mask_truncated: bool) -> FoundRollouts:

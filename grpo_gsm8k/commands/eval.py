@@ -42,11 +42,11 @@ def run_eval(resolved: Resolved[EvalConfig], resume: str | None, allow_changes: 
 
 def evaluate_started(start: Started[EvalConfig], prepare_data: bool) -> None:
     """Does the work of an evaluation inside its run."""
-    from grpo_gsm8k.commands.assembly import load_eval_set, open_engine, open_graders, open_tokenizer, open_tracker, render
+    from grpo_gsm8k.commands.assembly import load_eval_set, open_engine, open_graders, open_tokenizer, render
     from grpo_gsm8k.engines.protocol import require
     from grpo_gsm8k.loops.evaluate import EvalTask, evaluate, journal_name
     from grpo_gsm8k.prompts import load_template
-    from grpo_gsm8k.runs.metrics import METRICS, MetricsWriter
+    from grpo_gsm8k.runs.metrics import METRICS, MetricsWriter, open_trackers
     from grpo_gsm8k.types import Sampling
 
     run = start.run
@@ -66,7 +66,8 @@ def evaluate_started(start: Started[EvalConfig], prepare_data: bool) -> None:
         described = dict(engine.describe())
         require(engine, per_request_seeds=config.temperature > 0)
         start.write_sys("engine.json", described)
-        metrics = MetricsWriter(run, open_tracker(run, start.resolved))
+        trackers = open_trackers(run, config, name=config.run_name, config=start.resolved.record()["values"])
+        metrics = MetricsWriter(run, trackers)
         task = EvalTask(
             problems=eval_set.problems,
             prompts=render(config, eval_set, tokenizer, window=described.get("window_tokens")),

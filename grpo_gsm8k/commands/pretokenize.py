@@ -49,7 +49,8 @@ def run_pretokenize(resolved: Resolved[PretokenizeConfig]) -> None:
             "data.json", {"files": [{"path": str(infile), **manifest["source"], "rows": manifest["num_lines"]}]}
         )
         counts = {key: manifest[key] for key in ("num_lines", "num_examples", "num_dropped", "num_tokens", "num_trained")}
-        start.run.write_json("result.json", {"folder": str(folder), "changed": done.changed, **counts})
+        shards = {name: file["sha256"] for name, file in manifest["files"].items()}
+        start.run.write_json("result.json", {"folder": str(folder), "changed": done.changed, **counts, "sha256": shards})
     click.echo(f"{'pretokenised' if done.changed else 'verified, nothing to change'}: {folder}")
     click.echo(summary(manifest))
 

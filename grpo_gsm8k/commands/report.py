@@ -15,5 +15,8 @@ from grpo_gsm8k.runs.directory import open_run
 def command(run: str, artifacts_dir: str) -> None:
     """Write report.html of RUN (a path, a name under runs/, or latest) from its directory alone."""
     from grpo_gsm8k.runs.report import write_report
+    from grpo_gsm8k.runs.report_page import reading
 
-    click.echo(write_report(open_run(run, Path(artifacts_dir)).path))
+    path = open_run(run, Path(artifacts_dir)).path
+    with reading(path):
+        click.echo(write_report(path))

@@ -23,7 +23,6 @@ from grpo_gsm8k.runs.storage import digest
 
 R = TypeVar("R", bound=RunOptions)
 
-WORLD = "sys/world.json"
 ARITHMETIC = ("torch", "transformers", "peft", "vllm", "numpy", "tokenizers")  # packages that decide bits
 
 OPTIONS = (

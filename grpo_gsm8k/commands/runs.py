@@ -6,7 +6,19 @@ from pathlib import Path
 
 import click
 
+from grpo_gsm8k.commands import (
+    runs_certify,
+    runs_export,
+    runs_list,
+    runs_power,
+    runs_report,
+    runs_rerun,
+    runs_show,
+    runs_tail,
+    runs_verify,
+)
 from grpo_gsm8k.commands.from_config import CONTEXT
+from grpo_gsm8k.commands.runs_audit import command as audit_command
 
 
 @click.group("runs", context_settings=CONTEXT)
@@ -56,3 +68,17 @@ def compare(
         click.echo(json.dumps([comparison_record(entry) for entry in found], indent=2, ensure_ascii=False))
     else:
         click.echo(comparison_text(found, num_flips))
+
+
+group.add_command(audit_command)
+
+
+group.add_command(runs_export.command)
+group.add_command(runs_power.command)
+group.add_command(runs_report.command)
+group.add_command(runs_rerun.command)
+group.add_command(runs_certify.command)
+group.add_command(runs_list.command)
+group.add_command(runs_show.command)
+group.add_command(runs_tail.command)
+group.add_command(runs_verify.command)

@@ -15,12 +15,13 @@ from typing import Any, Generic, TypeVar
 
 import click
 
-from grpo_gsm8k.commands.resume import WORLD, check_same, read_resumed, read_world
+from grpo_gsm8k.commands.resume import check_same, read_resumed, read_world
 from grpo_gsm8k.config import RunOptions
 from grpo_gsm8k.options import Resolved
 from grpo_gsm8k.runs.determinism import Toggle, derive_seed, ensure_environment, seed_python
 from grpo_gsm8k.runs.directory import RunDirectory, read_status
-from grpo_gsm8k.runs.lifecycle import running, signals_ignored
+from grpo_gsm8k.runs.lifecycle import Interrupted, running, signals_ignored
+from grpo_gsm8k.runs.record import WORLD
 from grpo_gsm8k.runs.redact import scrub_arguments, scrub_values
 from grpo_gsm8k.runs.snapshot import torch_cuda, write_snapshot, write_toggles
 
@@ -28,6 +29,7 @@ R = TypeVar("R", bound=RunOptions)
 
 log = logging.getLogger("grpo_gsm8k")
 
+RESUMABLE = ("eval", "sft", "grpo", "expert-iteration")
 OWN_SCRIPTS = ("grpo-gsm8k", "cli", "data_prep", "fast_eval_vllm", "pretokenize_r1_pairs", "prep_val_for_vllm")
 
 
@@ -109,6 +111,10 @@ def started(
             sys_folder = write_snapshot(run, toggles)
             step = None if taken_up is None else taken_up.step
             yield Started(run, resolved, mode, num_threads, toggles, taken_up is not None, allow_changes, step, sys_folder)
+    except Interrupted:
+        if command in RESUMABLE:
+            click.echo(f"to go on: grpo-gsm8k {command} --resume {run.path}", err=True)
+        raise
     except Exception as error:
         error.add_note(f"traceback in {run.path / 'run.log'}")
         raise

@@ -16,7 +16,7 @@ from grpo_gsm8k.commands.start import Started
 from grpo_gsm8k.config import LearnerConfig, SftConfig, TrainEvalConfig
 from grpo_gsm8k.data.prepared import file_record
 from grpo_gsm8k.data.rendered_eval import load_rendered_eval_set, rendered_meta
-from grpo_gsm8k.errors import ConfigError, ProofError
+from grpo_gsm8k.errors import ConfigError
 from grpo_gsm8k.learners.native import NativeLearner
 from grpo_gsm8k.learners.options import AdamWOptions, LearnerOptions, LoraOptions
 from grpo_gsm8k.learners.rng import restore_rng, save_rng
@@ -25,10 +25,10 @@ from grpo_gsm8k.loops.eval_client import EvalClient
 from grpo_gsm8k.loops.eval_spec import EnvEvalSpec, EvalWorkerSpec, visible_device
 from grpo_gsm8k.loops.training import Schedule, TrainingRecord
 from grpo_gsm8k.runs.checkpoints import Checkpoints, find_checkpoint
-from grpo_gsm8k.runs.metrics import MetricsWriter, WandbTracker
+from grpo_gsm8k.runs.metrics import MetricsWriter, open_trackers
 from grpo_gsm8k.runs.storage import digest
 from grpo_gsm8k.training_data.jsonl_examples import Limits
-from grpo_gsm8k.training_data.overlap import overlapping
+from grpo_gsm8k.training_data.overlap import check_leaks, sequence_prompts
 from grpo_gsm8k.training_data.reading import TrainingData, read_training_data
 from grpo_gsm8k.types import Prompt, Sampling
 
@@ -37,13 +37,16 @@ log = logging.getLogger("grpo_gsm8k")
 
 @dataclass(frozen=True)
 class TrainEvalSet:
-    """The eval set of a training run: the prompts that are used, the strings that end a completion, its file's record."""
+    """The eval set of a training run: the prompts that are used, the strings that end a completion, its file's record.
+
+    `questions` are (problem id, text).
+    """
 
     path: Path
     prompts: list[Prompt]
     stop: tuple[str, ...]
     record: dict[str, Any]
-    questions: list[str]
+    questions: list[tuple[str, str]]
 
     @property
     def num_problems(self) -> int:
@@ -62,21 +65,14 @@ def read_eval_set(config: TrainEvalConfig, tokenizer: Any, path: Path | None = N
     items = load_rendered_eval_set(path, tokenizer)[: config.eval_examples]
     stop = tuple((rendered_meta(path) or {}).get("stop", ()))
     record = {**file_record(path), "role": "eval set"}
-    return TrainEvalSet(path, [prompt for _, prompt in items], stop, record, [problem.question for problem, _ in items])
+    questions = [(problem.id, problem.question) for problem, _ in items]
+    return TrainEvalSet(path, [prompt for _, prompt in items], stop, record, questions)
 
 
-def check_overlap(config: SftConfig, data: TrainingData, eval_set: TrainEvalSet) -> dict[str, Any]:
-    """Returns the record of training examples that are eval problems. Raises: ProofError when there are, unless allowed."""
-    found = overlapping(data.sequences, eval_set.prompts)
-    examples = ", ".join(f"{ours} is {theirs}" for ours, theirs in found[:3])
-    if found and not config.allow_overlap:
-        raise ProofError(
-            f"{len(found)} training examples are problems of the eval set ({examples}{' …' if len(found) > 3 else ''}); "
-            "take them out, or use --allow-overlap true to train on them, on record"
-        )
-    if found:
-        log.warning("%d training examples are problems of the eval set (%s), as allowed", len(found), examples)
-    return {"num_overlapping": len(found), "pairs": found}
+def check_overlap(config: SftConfig, data: TrainingData, eval_set: TrainEvalSet, tokenizer: Any) -> dict[str, Any]:
+    """Returns the record of the leak gate. Raises: ProofError for training examples that are eval problems, unless allowed."""
+    training = sequence_prompts(data.sequences, tokenizer)
+    return check_leaks(training, eval_set.questions, eval_set.prompts, is_allowed=config.allow_overlap)
 
 
 @dataclass(frozen=True)
@@ -216,21 +212,18 @@ def open_record(
         if state is not None:
             state.save(path)
 
-    tracker = None
-    if config.wandb != "disabled":
-        values = start.resolved.record()["values"]
-        tracker = WandbTracker(start.run, mode=config.wandb, project=config.wandb_project, name=config.run_name, config=values)
+    values = start.resolved.record()["values"]
     data = (start.run.path / "data.json").read_bytes()
     record = TrainingRecord(
         start.run,
         learner,
         evaluator,
         Checkpoints(start.run, config.keep_last),
-        MetricsWriter(start.run, tracker),
+        MetricsWriter(start.run, open_trackers(start.run, config, name=config.run_name, config=values)),
         schedule,
         weights_bytes=weights_bytes,
         save_extras=save_extras,
-        identity={"config_sha256": digest(start.resolved.record()["values"]), "data_sha256": digest(data)},
+        identity={"config_sha256": digest(values), "data_sha256": digest(data)},
         summarise=headline_metrics,
     )
     if start.resumed:

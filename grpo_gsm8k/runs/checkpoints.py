@@ -82,10 +82,11 @@ class Checkpoints:
 
 def complete_checkpoints(run: Path) -> list[Checkpoint]:
     """Returns the complete checkpoints of a run directory, oldest first."""
-    return sorted((found for found in _folders(run) if (found.path / COMPLETE).is_file()), key=lambda found: found.step)
+    return sorted((found for found in step_folders(run) if (found.path / COMPLETE).is_file()), key=lambda found: found.step)
 
 
-def _folders(run: Path) -> list[Checkpoint]:
+def step_folders(run: Path) -> list[Checkpoint]:
+    """Returns every checkpoint folder of a run directory, half-written ones too."""
     folder = run / FOLDER
     named = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir()) if folder.is_dir() else ()
     return [Checkpoint(int(match[1]), path) for match, path in named if match and path.is_dir()]
@@ -96,7 +97,7 @@ def find_checkpoint(run: Path, upto: int | None = None) -> Checkpoint | None:
 
     One that is half-written, or has other bytes than it was completed with, is left out with a warning that names it.
     """
-    for found in sorted(_folders(run), key=lambda item: item.step, reverse=True):
+    for found in sorted(step_folders(run), key=lambda item: item.step, reverse=True):
         if upto is not None and found.step > upto:
             continue
         wrong = what_is_wrong(found.path)

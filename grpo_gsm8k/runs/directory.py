@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import grpo_gsm8k
 from grpo_gsm8k.errors import InputError
@@ -55,7 +55,9 @@ class RunDirectory:
         run = cls(path)
         write_bytes(path / RESERVE, b"\0" * RESERVE_BYTES)
         run._write_status({"state": "created", "command": command, "created_at": utc_now(), "starts": []})
-        run.write_json("command.json", _command_record(command, arguments))
+        run.write_json(
+            "command.json", {**_command_record(command, arguments), "cwd_from_run": os.path.relpath(Path.cwd(), path)}
+        )
         return run
 
     def lock(self) -> None:
@@ -77,14 +79,14 @@ class RunDirectory:
         kept: dict[str, Any] = {key: status[key] for key in ("command", "created_at") if key in status}
         self._write_status({**kept, "state": "running", "starts": starts})
 
-    def finish(self, state: State, reason: str | None, exit_code: int) -> None:
+    def finish(self, state: State, reason: str | None, exit_code: int, manifest_sha256: str | None = None) -> None:
         """Writes the run's last state; works on a full disk too, by giving up the reserve."""
-        for appender in self._appenders.values():
-            appender.close()
-        self._appenders.clear()
+        self.close_files()
         status = read_status(self.path)
         status.pop("died", None)
         ended = {"state": state, "reason": scrub(reason) if reason else None, "exit_code": exit_code, "ended_at": utc_now()}
+        if manifest_sha256 is not None:
+            ended["manifest_sha256"] = manifest_sha256
         (self.path / RESERVE).unlink(missing_ok=True)
         self._write_status({**status, **ended})
         if self._lock is not None:
@@ -107,6 +109,12 @@ class RunDirectory:
     def read(self, name: str) -> list[Any]:
         """Returns the whole lines of the JSONL file `name`; none where it is not there."""
         return list(read_lines(self.path / name))
+
+    def close_files(self) -> None:
+        """Closes every append-only file."""
+        for appender in self._appenders.values():
+            appender.close()
+        self._appenders.clear()
 
     def close_file(self, name: str) -> None:
         """Closes an append-only file early."""
@@ -169,18 +177,53 @@ def read_status(path: Path) -> dict[str, Any]:
         raise InputError(f"{file} cannot be read: {error}") from None
     if not isinstance(status, dict) or "state" not in status:
         raise InputError(f"{file} is not a run's status: it has no state")
-    if status["state"] in ("created", "running"):
-        starts = status.get("starts", [])
-        alive = is_alive(starts[-1]) if starts else _is_young(status)
-        if alive is False:
+    try:
+        _check_status(status)
+        if status["state"] in ("created", "running") and has_died(path, status):
             status["died"] = True
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{file} is not the status that was written ({error}); it was changed or damaged") from None
     return status
+
+
+def _check_status(status: Mapping[str, Any]) -> None:
+    """Raises: TypeError, ValueError where a status is not one of ours."""
+    if status["state"] not in get_args(State):
+        raise ValueError(f"state is {status['state']!r}")
+    starts = status.get("starts", [])
+    if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+        raise TypeError("starts are no list of objects")
+    for name in ("created_at", "ended_at"):
+        if name in status:
+            datetime.fromisoformat(status[name])
+
+
+def has_died(path: Path, status: Mapping[str, Any]) -> bool:
+    """Returns whether a run that did not say how it ended is over: its process is gone or, from elsewhere, its lock is free."""
+    starts = status.get("starts", [])
+    alive = is_alive(starts[-1]) if starts else _is_young(status)
+    return not (is_locked(path) if alive is None else alive)
+
+
+def is_locked(path: Path) -> bool:
+    """Returns whether some process holds the lock of a run directory, on this host or another that shares the file system."""
+    try:
+        descriptor = os.open(path / LOCK, os.O_RDONLY)
+    except OSError:
+        return False  # a copy of a run directory may have no lock file
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _is_young(status: Mapping[str, Any]) -> bool:
     """A run that was created and never started belongs to a process that died between the two, unless it is new."""
     created = datetime.fromisoformat(str(status.get("created_at", "1970-01-01T00:00:00+00:00")))
-    return time.time() - created.timestamp() < 60
+    return abs(time.time() - created.timestamp()) < 60
 
 
 def open_run(name: str, artifacts: Path) -> RunDirectory:

@@ -68,18 +68,25 @@ def read_evaluation(name: str, artifacts: Path, *, step: int | None = None, grad
         raise InputError(f"{run} has no evaluation of step {number}; there are {', '.join(map(str, found))}")
     number = found[-1] if number is None else number
     aggregate = _json(run / f"eval/step_{number}.json")
-    graders = aggregate.get("graders", {})
+    graders, counts = aggregate.get("graders"), [aggregate.get(key) for key in ("num_problems", "num_samples")]
+    values = _json(run / "config.json").get("values")
+    for name, fits in (
+        (f"eval/step_{number}.json", isinstance(graders, dict) and all(isinstance(count, int) for count in counts)),
+        ("config.json", isinstance(values, dict)),
+    ):
+        if not fits:
+            raise DataError(f"{run / name} does not hold what was written; it was changed or damaged")
+    assert isinstance(graders, dict) and isinstance(values, dict)
     if grader is not None and grader not in graders:
         raise InputError(f"{run}: {unknown_name('grader', grader, graders)}")
     headline = grader or str(aggregate.get("primary_grader"))
     problems = _read_problems(run / f"eval/step_{number}.jsonl", headline)
     num_rows = sum(len(record.solved) for record in problems.values())
-    expected = aggregate.get("num_problems", 0) * aggregate.get("num_samples", 0)
+    expected = aggregate["num_problems"] * aggregate["num_samples"]
     if num_rows != expected:
         raise DataError(f"{run}/eval/step_{number}.jsonl holds {num_rows} whole rows of {expected}; it was cut or changed")
-    values = _json(run / "config.json").get("values", {})
     sampling = {**_sampling(values), "num_samples": aggregate["num_samples"]}
-    version = _grader_versions(run).get(headline)
+    version = grader_versions(run).get(headline)
     return EvaluationRecord(run, number, str(values.get("model_id")), headline, version, sampling, problems)
 
 
@@ -117,9 +124,12 @@ def _read_problems(path: Path, grader: str) -> dict[str, ProblemRecord]:
         try:
             status = row["scores"][grader]["status"]
             prompt = digest([row["prompt_token_ids"] or row["prompt"]])
-            record = problems.setdefault(row["problem_id"], ProblemRecord(row["question"], row["gold"], prompt))
+            texts = [row[key] for key in ("problem_id", "question", "gold", "completion")]
+            if not all(isinstance(text, str) for text in texts):
+                raise TypeError("a text is none")
+            record = problems.setdefault(texts[0], ProblemRecord(texts[1], texts[2], prompt))
             record.solved.append(status == "correct")
-            record.completions.append(row["completion"])
+            record.completions.append(texts[3])
         except (KeyError, TypeError) as error:
             raise DataError(f"{path} has a row that is not an evaluation's ({error!r}); it was changed") from None
     return problems
@@ -130,13 +140,18 @@ def _sampling(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: values.get(prefix + key, _DEFAULTS.get(key)) for key in _SAMPLING}
 
 
-def _grader_versions(run: Path) -> Mapping[str, str]:
+def grader_versions(run: Path) -> Mapping[str, str]:
     """Returns the graders' versions as the run recorded them; none where it did not."""
     result = _json(run / "result.json") if (run / "result.json").exists() else {}
-    if "grader_versions" in result:
-        return dict(result["grader_versions"])
-    ready = [row for row in read_lines(run / "sys/eval_worker.jsonl") if row.get("event") == "ready"]
-    return dict(ready[-1].get("engine", {}).get("grader_versions", {})) if ready else {}
+    try:
+        if "grader_versions" in result:
+            return dict(result["grader_versions"])
+        ready = [row for row in read_lines(run / "sys/eval_worker.jsonl") if row.get("event") == "ready"]
+        return dict(ready[-1].get("engine", {}).get("grader_versions", {})) if ready else {}
+    except (AttributeError, TypeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{run}: the graders' versions are not on record as they were written ({error})") from None
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -7,9 +7,13 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+
+from grpo_gsm8k.errors import InputError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 SOURCE_SUFFIXES = frozenset(".py .pyi .toml .yaml .yml .json .sh .txt .md .cfg .ini .j2 .html .css .js .bats .lock".split())
@@ -62,14 +66,47 @@ def read_git() -> GitState:
 
 
 @cache
-def package_digest() -> str:
-    """Returns the sha256 of the package's own files (names and bytes): the code that runs, with or without a repository."""
+def package_digest(package: Path = PACKAGE) -> str:
+    """Returns the sha256 of a package's files (names and bytes): by default of the code that runs, with or without git."""
     total = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*")):
+    for path in sorted(package.rglob("*")):
         if path.is_file() and path.suffix != ".pyc":
-            total.update(f"{path.relative_to(PACKAGE)}\0{path.stat().st_size}\0".encode())
+            total.update(f"{path.relative_to(package)}\0{path.stat().st_size}\0".encode())
             total.update(path.read_bytes())
     return total.hexdigest()
+
+
+@contextmanager
+def checked_out(sha: str, diff: Path | None) -> Iterator[Path]:
+    """Gives the body the code of a commit, with `diff` applied, in a temporary worktree of this package's repository.
+
+    Raises: InputError where there is no such repository or commit, or the diff does not apply to it.
+    """
+    with tempfile.TemporaryDirectory(prefix="grpo_gsm8k_") as folder:
+        tree = Path(folder).resolve() / "tree"
+        try:
+            root = Path(_git(PACKAGE, "rev-parse", "--show-toplevel").strip())
+            _git(root, "worktree", "add", "--detach", "--quiet", str(tree), sha)
+        except (OSError, subprocess.SubprocessError) as error:
+            raise InputError(f"commit {sha} cannot be checked out of the repository of {PACKAGE}: {_why(error)}") from None
+        try:
+            if diff is not None:
+                _apply(tree, diff, sha)
+            yield tree
+        finally:
+            _git(root, "worktree", "remove", "--force", str(tree))
+
+
+def _apply(tree: Path, diff: Path, sha: str) -> None:
+    try:
+        _git(tree, "apply", "--index", "--whitespace=nowarn", str(diff.resolve()))
+    except subprocess.CalledProcessError as error:
+        raise InputError(f"{diff} does not apply to commit {sha}: {_why(error)}") from None
+
+
+def _why(error: Exception) -> str:
+    said = error.stderr.decode(errors="replace") if isinstance(error, subprocess.CalledProcessError) else str(error)
+    return " ".join(said.split()) or "no reason given"
 
 
 def _dirty_diff(root: Path) -> tuple[str, list[str]]:

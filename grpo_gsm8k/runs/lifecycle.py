@@ -13,7 +13,8 @@ from types import FrameType
 from typing import Any
 
 from grpo_gsm8k.errors import HarnessError
-from grpo_gsm8k.runs.directory import RunDirectory
+from grpo_gsm8k.runs.directory import RunDirectory, State
+from grpo_gsm8k.runs.manifest import MANIFEST, write_manifest
 from grpo_gsm8k.runs.redact import scrub
 
 log = logging.getLogger("grpo_gsm8k")
@@ -81,6 +82,7 @@ def running(run: RunDirectory) -> Iterator[None]:
     log.addHandler(console)
     log.setLevel(logging.INFO)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a failed retry is no news; the last one is said by us
+    (run.path / MANIFEST).unlink(missing_ok=True)  # of the start before: what it says will not be so
     run.start()
     try:
         with signals_raise():
@@ -101,7 +103,7 @@ def running(run: RunDirectory) -> Iterator[None]:
         raise
     else:
         with signals_ignored():
-            run.finish("completed", None, 0)
+            _end(run, "completed", None, 0)
     finally:
         log.removeHandler(handler)
         log.removeHandler(console)
@@ -109,10 +111,21 @@ def running(run: RunDirectory) -> Iterator[None]:
         log.setLevel(previous_level)
 
 
-def _finish(run: RunDirectory, state: str, reason: str, exit_code: int) -> None:
+def _end(run: RunDirectory, state: State, reason: str | None, exit_code: int) -> None:
+    """Writes the manifest, then the last state: a run that has ended has a manifest, or run.log says why not."""
+    manifest_sha256 = None
+    run.close_files()
+    try:
+        manifest_sha256 = write_manifest(run.path)
+    except (HarnessError, OSError) as error:
+        log.warning("%s was not written, so the run's files cannot be verified: %s", MANIFEST, error)
+    run.finish(state, reason, exit_code, manifest_sha256)
+
+
+def _finish(run: RunDirectory, state: State, reason: str, exit_code: int) -> None:
     """Writes the last state of a run that did not complete; what goes wrong here must not hide what went wrong before."""
     try:
         with signals_ignored():
-            run.finish(state, reason, exit_code)  # type: ignore[arg-type]
+            _end(run, state, reason, exit_code)
     except HarnessError as error:
         print(f"the run's last state could not be written: {error}", file=sys.stderr)

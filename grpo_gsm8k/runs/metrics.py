@@ -1,4 +1,4 @@
-"""metrics.jsonl, the truth about a run's numbers, and its sinks (W&B); ledger.jsonl, the digests that prove them."""
+"""metrics.jsonl, the truth about a run's numbers, and its sinks (W&B, TensorBoard); ledger.jsonl, the digests that prove it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
+from grpo_gsm8k.config import TrackerOptions
 from grpo_gsm8k.errors import EnvironmentFailure, ProofError
 from grpo_gsm8k.runs.directory import RunDirectory
 from grpo_gsm8k.runs.redact import scrub, scrub_values
 from grpo_gsm8k.runs.storage import digest
+from grpo_gsm8k.runs.tensorboard import FOLDER, TensorboardTracker
 
 log = logging.getLogger("grpo_gsm8k")
 
@@ -21,12 +24,25 @@ LEDGER = "ledger.jsonl"
 TABLE_ROWS = 20
 
 
-class MetricsWriter:
-    """Appends one object a step to metrics.jsonl, then hands it to W&B (keys like `eval/numeric/accuracy`)."""
+class Tracker(Protocol):
+    """A sink of metrics.jsonl."""
 
-    def __init__(self, run: RunDirectory, tracker: WandbTracker | None) -> None:
+    def log(self, step: int, metrics: Mapping[str, float | int]) -> None:
+        """Takes the metrics of a step, after metrics.jsonl has them."""
+
+    def log_table(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Takes some rows of an evaluation."""
+
+    def close(self) -> None:
+        """Ends the sink."""
+
+
+class MetricsWriter:
+    """Appends one object a step to metrics.jsonl, then hands it to the trackers (keys like `eval/numeric/accuracy`)."""
+
+    def __init__(self, run: RunDirectory, trackers: Sequence[Tracker]) -> None:
         self._run = run
-        self._tracker = tracker
+        self._trackers = trackers
 
     def log(self, step: int, metrics: Mapping[str, float | int]) -> None:
         """Records the metrics of a step. Raises: ProofError for a NaN or infinite value, which no metric may be."""
@@ -34,18 +50,29 @@ class MetricsWriter:
         if bad:
             raise ProofError(f"step {step}: {', '.join(bad)} is not a finite number")
         self._run.append(METRICS, {"step": step, **metrics})
-        if self._tracker is not None:
-            self._tracker.log(step, metrics)
+        for tracker in self._trackers:
+            tracker.log(step, metrics)
 
     def log_rows(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Shows some rows of an evaluation to W&B as a table; eval/step_<n>.jsonl has them all."""
-        if self._tracker is not None:
-            self._tracker.log_table(step, rows[:: max(1, len(rows) // TABLE_ROWS)][:TABLE_ROWS])
+        """Shows some rows of an evaluation to the trackers; eval/step_<n>.jsonl has them all."""
+        for tracker in self._trackers:
+            tracker.log_table(step, rows[:: max(1, len(rows) // TABLE_ROWS)][:TABLE_ROWS])
 
     def close(self) -> None:
         """Ends the sinks."""
-        if self._tracker is not None:
-            self._tracker.close()
+        for tracker in self._trackers:
+            tracker.close()
+
+
+def open_trackers(run: RunDirectory, options: TrackerOptions, *, name: str | None, config: Mapping[str, Any]) -> list[Tracker]:
+    """Returns the sinks that the options ask for; `config` is what W&B shows as the run's. Raises: EnvironmentFailure."""
+    trackers: list[Tracker] = []
+    if options.tensorboard:
+        trackers.append(TensorboardTracker(run.path / METRICS, run.path / FOLDER))
+    if options.wandb != "disabled":
+        name = name or run.path.name
+        trackers.append(WandbTracker(run.path, mode=options.wandb, project=options.wandb_project, name=name, config=config))
+    return trackers
 
 
 def write_ledger(run: RunDirectory, step: int, stages: Mapping[str, Any]) -> None:
@@ -54,9 +81,11 @@ def write_ledger(run: RunDirectory, step: int, stages: Mapping[str, Any]) -> Non
 
 
 class WandbTracker:
-    """Weights & Biases as a sink; offline unless asked otherwise, its files inside the run directory."""
+    """Weights & Biases as a sink; its files go into `folder`/wandb. Without `run_id` W&B makes one up."""
 
-    def __init__(self, run: RunDirectory, *, mode: str, project: str, name: str | None, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, *, mode: str, project: str, name: str, config: Mapping[str, Any], run_id: str | None = None
+    ) -> None:
         started = time.monotonic()
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
@@ -65,8 +94,9 @@ class WandbTracker:
             self._session = wandb.init(
                 mode=mode,  # type: ignore[arg-type]
                 project=project,
-                name=scrub(name or run.path.name),
-                dir=str(run.path),
+                id=run_id,
+                name=scrub(name),
+                dir=str(folder),
                 config=scrub_values(config),
                 settings=wandb.Settings(console="off", silent=True, x_disable_stats=True, disable_git=True, save_code=False),
             )

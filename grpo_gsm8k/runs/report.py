@@ -20,6 +20,7 @@ from grpo_gsm8k.runs.directory import read_status, utc_now
 from grpo_gsm8k.runs.report_files import RunFiles, flatten
 from grpo_gsm8k.runs.report_page import page_environment
 from grpo_gsm8k.runs.report_training import TRAINING_COMMANDS, collect_training
+from grpo_gsm8k.runs.report_trajectories import collect_trajectories
 from grpo_gsm8k.runs.storage import write_text
 
 NUM_TRAJECTORIES = 20
@@ -49,11 +50,20 @@ def write_report(run_dir: Path) -> Path:
     return path
 
 
+def render_report(run_dir: Path, num_trajectories: int) -> str:
+    """Returns the page of a run with up to `num_trajectories` of its trajectories to page through. Raises: InputError."""
+    values = collect_report(run_dir)
+    files = RunFiles(run_dir)
+    browser = collect_trajectories([("", files)], num_trajectories)
+    notes = list(dict.fromkeys([*values["notes"], *files.notes]))
+    return page_environment().get_template("report.html.j2").render({**values, "notes": notes, "browser": browser})
+
+
 def collect_report(run_dir: Path) -> dict[str, Any]:
     """Returns everything the page shows, read from the run directory. Raises: InputError when it is not one."""
     files = RunFiles(run_dir)
     status = read_status(run_dir)
-    steps = _eval_steps(run_dir, files)
+    steps = eval_steps(run_dir, files)
     step, aggregate = max(steps.items()) if steps else (None, {})
     rows = _Rows() if step is None else _read_rows(run_dir / f"eval/step_{step}.jsonl", files)
     training = status.get("command") in TRAINING_COMMANDS
@@ -65,11 +75,11 @@ def collect_report(run_dir: Path) -> dict[str, Any]:
     return {
         "run_name": run_dir.resolve().name,
         "written_at": utc_now(),
-        "status": _status(status),
+        "status": status_words(status),
         "step": step,
-        "steps": [{"step": number, **_headline(record)} for number, record in sorted(steps.items())],
+        "steps": [{"step": number, **headline(record)} for number, record in sorted(steps.items())],
         "aggregate": aggregate,
-        "headline": _headline(aggregate),
+        "headline": headline(aggregate),
         "graders": _graders(aggregate),
         "at_k": _at_k(aggregate),
         "bins": aggregate.get("accuracy_by_question_length") or [],
@@ -83,6 +93,7 @@ def collect_report(run_dir: Path) -> dict[str, Any]:
         "result": flatten(result),
         "num_metric_rows": trained["num_rows"] if trained else files.count_lines("metrics.jsonl"),
         "notes": files.notes,
+        "browser": None,
     }
 
 
@@ -122,7 +133,8 @@ def _rank(row: Mapping[str, Any]) -> int:
     return int.from_bytes(hashlib.sha256(address.encode("utf-8", errors="surrogatepass")).digest()[:8], "big")
 
 
-def _eval_steps(run_dir: Path, files: RunFiles) -> dict[int, dict[str, Any]]:
+def eval_steps(run_dir: Path, files: RunFiles) -> dict[int, dict[str, Any]]:
+    """Returns the aggregates of the evaluations that finished, by step."""
     found = [path.name for path in run_dir.glob("eval/step_*.json")]
     steps = {int(match[1]): files.json(f"eval/{name}") for name in found if (match := re.fullmatch(r"step_(\d+)\.json", name))}
     return {step: record for step, record in steps.items() if record}
@@ -140,7 +152,8 @@ def _count_unfinished(run_dir: Path, files: RunFiles, training: bool) -> int:
     return total
 
 
-def _headline(aggregate: Mapping[str, Any]) -> dict[str, Any]:
+def headline(aggregate: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the headline grader's name, accuracy and intervals, each None where it is not there."""
     primary = aggregate.get("primary_grader")
     scores = aggregate.get("graders", {}).get(primary, {})
     return {"grader": primary, **{key: scores.get(key) for key in ("accuracy", "ci95", "wilson95")}}
@@ -159,7 +172,8 @@ def _at_k(aggregate: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"k": k, "pass": passed.get(str(k)), "maj": majority.get(str(k))} for k in ks]
 
 
-def _status(status: Mapping[str, Any]) -> dict[str, Any]:
+def status_words(status: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a page says of a run's status: state, command, reason, times."""
     state = "died" if status.get("died") else str(status["state"])
     starts: Sequence[Mapping[str, Any]] = status.get("starts") or []
     started = starts[0].get("started_at") if starts else status.get("started_at")

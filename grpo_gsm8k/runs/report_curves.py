@@ -6,7 +6,7 @@ A plot is a square of SIZE units that the page stretches to its width; labels ar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
@@ -109,6 +109,62 @@ def accuracy_curve(title: str, values: Sequence[tuple[int, float, float, float]]
         baseline=None if first is None else frame.y(first[1]),
         marks=marks,
     )
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run's line in a plot of several; `number` is the run's place, which its colour and dashes follow from."""
+
+    number: int
+    line: str
+    mean: str
+    band: str
+    marks: list[Mark]
+    summary: str
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """One plot of several runs on the same axes."""
+
+    title: str
+    lines: list[Line]
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+
+
+def overlay(title: str, runs: Mapping[int, Sequence[Point]], last_step: int) -> Overlay:
+    """Returns the plot of each run's (step, value) pairs in step order, its value axis from zero; every run has a value."""
+    numbers = [value for values in runs.values() for _, value in values]
+    ticks = nice_ticks(min(0.0, *numbers), max(0.0, *numbers))
+    frame = _Frame(last_step, ticks[0], ticks[-1])
+    lines = []
+    for number, values in runs.items():
+        drawn = thinned(values, MAX_POINTS)
+        mean = frame.path(_means(values)) if len(drawn) < len(values) else ""
+        summary = f"last {short(values[-1][1])}"
+        marks = [Mark(frame.x(step), at := frame.y(value), at, at, summary) for step, value in values[: len(values) == 1]]
+        lines.append(Line(number, frame.path(drawn), mean, "", marks, summary))
+    return Overlay(title, lines, frame.x_ticks(), frame.y_ticks(ticks, short))
+
+
+def accuracy_overlay(title: str, runs: Mapping[int, Sequence[tuple[int, float, float, float]]], last_step: int) -> Overlay:
+    """Returns the plot of each run's (step, accuracy, low, high) with its interval band; every run has a value."""
+    drawn = {number: _evenly(values, MAX_POINTS) for number, values in runs.items()}
+    low = min(row[2] for values in drawn.values() for row in values)
+    high = max(row[3] for values in drawn.values() for row in values)
+    room = max(0.0, NARROWEST - (high - low)) / 2
+    ticks = nice_ticks(max(0.0, low - room), min(1.0, high + room))
+    frame = _Frame(last_step, ticks[0], ticks[-1])
+    lines = []
+    for number, values in drawn.items():
+        band = [(row[0], row[3]) for row in values] + [(row[0], row[2]) for row in reversed(values)]
+        marks = [
+            Mark(frame.x(row[0]), frame.y(row[1]), frame.y(row[2]), frame.y(row[3]), _said(row))
+            for row in (values if len(values) <= MAX_MARKS else ())
+        ]
+        lines.append(Line(number, frame.path([row[:2] for row in values]), "", frame.path(band), marks, _said(values[-1])))
+    return Overlay(title, lines, frame.x_ticks(), frame.y_ticks(ticks, _share_tick))
 
 
 def thinned(values: Sequence[Point], limit: int) -> list[Point]:

@@ -29,6 +29,14 @@ class RunFiles:
             self.notes.append(f"{name} cannot be read: {error}")
         return {}
 
+    def object(self, name: str) -> dict[str, Any]:
+        """Returns the parsed JSON object, or {} with a note."""
+        value = self.json(name)
+        if isinstance(value, dict):
+            return value
+        self.notes.append(f"{name} does not hold a JSON object")
+        return {}
+
     def text(self, name: str) -> str:
         """Returns the file's text, or "" with a note."""
         try:

@@ -32,7 +32,7 @@ def collect_training(
 ) -> dict[str, Any]:
     """Returns what the page shows of a training run; `evals` are the aggregates by step."""
     command = str(status.get("command"))
-    num_rows, series = _read_series(files, by_reward=command in REWARD_COMMANDS)
+    num_rows, series = read_series(files, by_reward=command in REWARD_COMMANDS)
     num_steps = max([step for values in series.values() for step in values] + [*evals], default=0)
     table = _eval_table(evals)
     return {
@@ -59,7 +59,7 @@ def collect_training(
     }
 
 
-def _read_series(files: RunFiles, *, by_reward: bool) -> tuple[int, dict[str, dict[int, float]]]:
+def read_series(files: RunFiles, *, by_reward: bool) -> tuple[int, dict[str, dict[int, float]]]:
     """Returns the number of rows and each series by step; a run that ended early holds them in order of arrival."""
     series: dict[str, dict[int, float]] = {}
     num_rows = 0

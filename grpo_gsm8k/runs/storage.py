@@ -111,9 +111,12 @@ class JsonlAppender:
 
 def read_lines(path: Path) -> Iterator[Any]:
     """Yields the whole lines of an append-only JSONL file of ours; a torn last line is left out. Raises: DataError."""
-    if not path.exists():
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
         return
-    content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     for number, line in enumerate(content[: content.rfind(b"\n") + 1].split(b"\n"), start=1):
         if not line:
             continue

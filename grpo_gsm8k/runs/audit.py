@@ -1,0 +1,212 @@
+"""Stored completions as a grader audit needs them, and the labels that people gave: audit/labels.jsonl in the run.
+
+A label is of one completion, known by problem, sample and the digest of gold and completion; so that the evaluations of one run
+have labels of their own, and a label does not outlive the text it was given to.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grpo_gsm8k.errors import DataError, InputError
+from grpo_gsm8k.runs.directory import open_run
+from grpo_gsm8k.runs.evaluations import grader_versions
+from grpo_gsm8k.runs.rollout_files import FOLDER as ROLLOUTS
+from grpo_gsm8k.runs.rollout_files import read_rollouts
+from grpo_gsm8k.runs.storage import digest, json_line, make_folder, read_lines, write_bytes
+
+FOLDER = "audit"
+LABELS = "labels.jsonl"
+Key = tuple[str, int, str]
+
+
+@dataclass(frozen=True)
+class StoredCompletion:
+    """One completion, and the status each grader gave it then (`correct`, `wrong`, `unparsed`, `error`)."""
+
+    problem_id: str
+    sample_index: int
+    question: str
+    gold: str
+    completion: str
+    statuses: Mapping[str, str]
+
+    @property
+    def key(self) -> Key:
+        """What a label of it is known by."""
+        return self.problem_id, self.sample_index, digest([self.gold, self.completion])
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The completions of one file, the run it belongs to (None: of no run), and the versions of the graders then."""
+
+    path: Path
+    run_path: Path | None
+    completions: list[StoredCompletion]
+    versions: Mapping[str, str]
+
+
+def read_stored(name: str, artifacts: Path) -> Stored:
+    """Returns the completions of RUN, RUN@STEP (its last evaluation, or that step's) or of a file of them.
+
+    A file is eval/step_<n>.jsonl, rollouts/step_<n>.jsonl, or any JSONL with problem_id, gold and completion.
+    Raises: InputError where there is none; DataError where the file is damaged, cut, or holds something else.
+    """
+    path = Path(name)
+    if not path.is_file():
+        path = _evaluation_file(name, artifacts)
+    folder = path.resolve().parent.parent
+    run = folder if (folder / "status.json").is_file() and path.resolve().parent.name in ("eval", ROLLOUTS) else None
+    is_rollouts = run is not None and path.resolve().parent.name == ROLLOUTS
+    completions = _of_rollouts(path) if is_rollouts else _of_rows(path)
+    keys = [(item.problem_id, item.sample_index) for item in completions]
+    if len(set(keys)) < len(keys):
+        raise DataError(f"{path}: has the same problem_id and sample_index twice; each completion has its own")
+    versions = grader_versions(run) if run is not None and not is_rollouts else {}
+    return Stored(path, run, completions, versions)
+
+
+def _evaluation_file(name: str, artifacts: Path) -> Path:
+    named = re.fullmatch(r"(.+)@(\d+)", name)
+    run = open_run(named[1] if named else name, artifacts).path
+    steps = [re.fullmatch(r"step_(\d+)", path.stem) for path in run.glob("eval/step_*.jsonl")]
+    found = sorted(int(step[1]) for step in steps if step)
+    if not found:
+        raise InputError(f"{run} has no stored completions (eval/step_<n>.jsonl)")
+    step = int(named[2]) if named else found[-1]
+    if step not in found:
+        raise InputError(f"{run} has no evaluation of step {step}; there are {', '.join(map(str, found))}")
+    return run / f"eval/step_{step}.jsonl"
+
+
+def _of_rows(path: Path) -> list[StoredCompletion]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if not content.endswith(b"\n"):
+        raise DataError(f"{path}: {'its last line is torn; it was cut short' if content else 'the file is empty'}")
+    found = []
+    for number, row in enumerate(read_lines(path), start=1):
+        try:
+            scores = {grader: score["status"] for grader, score in row.get("scores", {}).items()}
+            texts = {key: row[key] for key in ("problem_id", "gold", "completion")}
+            index, question = row.get("sample_index", 0), row.get("question", "")
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{path}:{number}: no stored completion ({error!r}); it needs problem_id, gold and completion"
+            ) from None
+        is_whole = isinstance(index, int) and all(
+            isinstance(text, str) for text in (*texts.values(), question, *scores.values())
+        )
+        if not is_whole:
+            raise DataError(f"{path}:{number}: problem_id, gold and completion are text, and sample_index is a number")
+        found.append(StoredCompletion(**texts, sample_index=index, question=question, statuses=scores))
+    _check_count(path, len(found))
+    return found
+
+
+def _check_count(path: Path, num_rows: int) -> None:
+    """Raises DataError where the evaluation's aggregate, beside the file, counted other rows."""
+    aggregate = path.with_suffix(".json")
+    if not re.fullmatch(r"step_\d+", path.stem) or not aggregate.is_file():
+        return
+    try:
+        said = json.loads(aggregate.read_bytes())
+        expected = said["num_problems"] * said["num_samples"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{aggregate}: not an evaluation's aggregate ({error!r}); it was changed") from None
+    if num_rows != expected:
+        raise DataError(f"{path}: holds {num_rows} rows of {expected}; it was cut or changed")
+
+
+def _of_rollouts(path: Path) -> list[StoredCompletion]:
+    found = []
+    for stored in read_rollouts(path):
+        rollout = stored.rollout
+        if len(rollout.turns) != 1:
+            raise DataError(
+                f"{path}: {rollout.problem.id} has {len(rollout.turns)} turns, which its environment scores; graders judge one"
+            )
+        texts = (rollout.problem.question, rollout.problem.gold, rollout.turns[0].text)
+        found.append(StoredCompletion(rollout.problem.id, rollout.sample_index, *texts, statuses={}))
+    return found
+
+
+def read_labels(run_path: Path) -> dict[Key, bool]:
+    """Returns the labels that a run keeps. Raises: DataError when the file was damaged."""
+    path = run_path / FOLDER / LABELS
+    labels = {}
+    try:
+        for row in read_lines(path):
+            labels[row["problem_id"], row["sample_index"], row["sha256"]] = bool(row["correct"])
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path}: holds a line that is no label ({error!r}); it was changed") from None
+    return labels
+
+
+def given_labels(path: Path, completions: Sequence[StoredCompletion]) -> tuple[dict[Key, bool], int]:
+    """Returns the labels in a file a person filled in, and how many of its lines have none (`correct` is null).
+
+    A line holds problem_id, sample_index (0 where it is not given) and correct: true, false or null; other keys do not count.
+    Raises: DataError with the line of what is no label, of a completion that is not there, and of one labelled both ways.
+    """
+    keys = {(item.problem_id, item.sample_index): item.key for item in completions}
+    labels: dict[Key, bool] = {}
+    num_empty = 0
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        row = _label_row(line, f"{path}:{number}")
+        named = row["problem_id"], row.get("sample_index", 0)
+        key = keys.get(named)
+        if key is None:
+            raise DataError(f"{path}:{number}: {named[0]}, sample {named[1]}, is not among the {len(keys)} completions")
+        if row["correct"] is None:
+            num_empty += 1
+        elif labels.setdefault(key, row["correct"]) != row["correct"]:
+            raise DataError(f"{path}:{number}: {named[0]}, sample {named[1]}, is labelled true and false; say which")
+    return labels, num_empty
+
+
+def _label_row(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if (
+        not isinstance(row, dict)
+        or not isinstance(row.get("problem_id"), str)
+        or type(row.get("sample_index", 0)) is not int
+        or not ("correct" in row and (row["correct"] is None or isinstance(row["correct"], bool)))
+    ):
+        raise DataError(
+            f"{place}: no label; a line is an object with problem_id, sample_index and correct: true, false or null"
+        )
+    return row
+
+
+def keep_labels(run_path: Path, labels: Mapping[Key, bool]) -> Path:
+    """Returns the file in which a run keeps its labels, written whole. Raises: StorageError."""
+    path = run_path / FOLDER / LABELS
+    make_folder(path.parent)
+    rows = [
+        {"problem_id": problem, "sample_index": sample, "correct": labels[problem, sample, sha256], "sha256": sha256}
+        for problem, sample, sha256 in sorted(labels)
+    ]
+    write_bytes(path, b"".join(json_line(row) for row in rows))
+    return path
