@@ -94,7 +94,8 @@ class Collected:
         failed = [rollout for rollout in rollouts if rollout.score.status == "error"]
         self.num_errors += len(failed)
         if failed and not self.first_error:
-            self.first_error = f"{failed[0].problem.id}: {failed[0].score.explanation or 'no explanation'}"
+            explanation = " ".join(failed[0].score.explanation.split())
+            self.first_error = f"{failed[0].problem.id}: {explanation or 'no explanation'}"
 
     @property
     def rollouts(self) -> list[Rollout]:
@@ -102,14 +103,14 @@ class Collected:
         return [rollout for group in self.groups for rollout in group]
 
 
-def has_distinct_rewards(group: Sequence[Rollout]) -> bool:
-    """Returns whether a group's rewards differ; where they do not, nothing is better than anything else.
+def has_failed_grader(group: Sequence[Rollout]) -> bool:
+    """Returns whether a rollout of the group has no reward, for a failed grader gives none: not a 0 to compare others by."""
+    return any(rollout.score.status == "error" for rollout in group)
 
-    A failed grader is no reward of 0, so a group with one has nothing to compare that rollout by.
-    """
-    if any(rollout.score.status == "error" for rollout in group):
-        return False
-    return len({rollout.score.value for rollout in group}) > 1
+
+def has_distinct_rewards(group: Sequence[Rollout]) -> bool:
+    """Returns whether a group's rewards, all known, differ; where they do not, nothing is better than anything else."""
+    return not has_failed_grader(group) and len({rollout.score.value for rollout in group}) > 1
 
 
 def collected_metrics(found: Collected) -> dict[str, float]:

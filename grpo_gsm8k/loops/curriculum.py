@@ -60,8 +60,10 @@ class PassRateOrder(PassOrder):
         return [int(order[place % len(order)]) for place in range(num)]
 
     def observe(self, rollouts: Iterable[Rollout]) -> None:
-        """Counts who was right."""
+        """Counts who was right; a failed grader says nothing of that."""
         for rollout in rollouts:
+            if rollout.score.status == "error":
+                continue
             counts = self._counts.setdefault(rollout.problem.id, [0, 0])
             counts[0] += 1
             counts[1] += rollout.score.status == "correct"

@@ -17,7 +17,7 @@ from grpo_gsm8k.algorithms.policy_loss import PolicyLoss
 from grpo_gsm8k.algorithms.rollout_sequences import build_sequences
 from grpo_gsm8k.errors import ProofError
 from grpo_gsm8k.learners.protocol import Learner
-from grpo_gsm8k.loops.collect import Group, has_distinct_rewards, is_truncated
+from grpo_gsm8k.loops.collect import Group, has_distinct_rewards, has_failed_grader, is_truncated
 from grpo_gsm8k.tokenize import TokenSequence
 from grpo_gsm8k.types import Rollout
 
@@ -70,16 +70,22 @@ class _Part:
 
 
 def group_advantages_of(groups: Sequence[Group], plan: PolicyUpdate) -> list[list[float]]:
-    """Returns each rollout's advantage, group by group; penalties for length are part of the reward."""
+    """Returns each rollout's advantage, group by group; penalties for length are part of the reward.
+
+    A group with a failed grader has advantages of 0 and no part in those of the others (a batch's deviation).
+    """
     buffer = plan.algorithm.overlong_tokens(plan.max_tokens)
 
     def reward(rollout: Rollout) -> float:
         penalty = overlong_penalty(rollout.num_sampled, plan.max_tokens, buffer, plan.algorithm.overlong_penalty)
         return rollout.score.value + penalty
 
-    rewards_GK = torch.tensor([[reward(rollout) for rollout in group] for group in groups], dtype=torch.float64)
-    advantages: list[list[float]] = rollout_advantages(rewards_GK, plan.algorithm).tolist()
-    return advantages
+    rewards = [[reward(rollout) for rollout in group] for group in groups if not has_failed_grader(group)]
+    found: list[list[float]] = []
+    if rewards:
+        found = rollout_advantages(torch.tensor(rewards, dtype=torch.float64), plan.algorithm).tolist()
+    following = iter(found)
+    return [[0.0] * len(group) if has_failed_grader(group) else next(following) for group in groups]
 
 
 def update_policy(
@@ -109,13 +115,16 @@ def update_policy(
     trained_flat = [flag for group in trained for flag in group]
     advantage_s = time.monotonic() - began
     results: list[tuple[Mapping[str, float], Mapping[str, float], dict[str, float]]] = []
+    stale = plan.stale and step > 0  # the first rollouts are sampled by the weights that are trained
     with guarded:
-        for number, part in enumerate(_parts(plan, rollouts, values, group_of, learner, step)):
-            on_policy = number == 0 and (step == 0 or not plan.stale)
+        for number, part in enumerate(_parts(plan, rollouts, values, group_of, learner, step, stale)):
+            on_policy = number == 0 and not stale
             done = _update_once(plan, part, learner, lr, on_policy, None if results else on_first)
             if done is not None:
                 results.append(done)
     metrics = _mean([{**update, **taken, **diagnostics} for update, taken, diagnostics in results])
+    if stale:  # the old log-probs are the engine's: there is no other policy to compare those with
+        metrics = {name: value for name, value in metrics.items() if not name.startswith("mismatch/")}
     losses = [update["loss"] for update, _, _ in results]
     norms = [taken["grad_norm"] for _, taken, _ in results]
     num_tokens = int(sum(update["num_trained"] for update, _, _ in results))
@@ -126,13 +135,17 @@ def update_policy(
 
 def _is_compared(plan: PolicyUpdate, group: Group) -> bool:
     """Whether a group is trained on; one in which a grader failed never is."""
-    if any(rollout.score.status == "error" for rollout in group):
-        return False
-    return plan.algorithm.zero_variance == "keep" or has_distinct_rewards(group)
+    return not has_failed_grader(group) and (plan.algorithm.zero_variance == "keep" or has_distinct_rewards(group))
 
 
 def _parts(
-    plan: PolicyUpdate, rollouts: list[Rollout], advantages: list[float], group_of: list[int], learner: Learner, step: int
+    plan: PolicyUpdate,
+    rollouts: list[Rollout],
+    advantages: list[float],
+    group_of: list[int],
+    learner: Learner,
+    step: int,
+    stale: bool,
 ) -> list[_Part]:
     """Returns the minibatches of all passes, of whole groups; several updates need the log-probs from before the first."""
     if not rollouts:
@@ -140,7 +153,6 @@ def _parts(
     algorithm = plan.algorithm
     old: list[tuple[float, ...]] | None = None
     reference: list[tuple[float, ...]] | None = None
-    stale = plan.stale and step > 0  # the first rollouts are sampled by the weights that are trained
     needs_old = stale or plan.num_updates * plan.num_minibatches > 1
     if needs_old or algorithm.kl_beta > 0:
         sequences = build_sequences(rollouts, advantages, algorithm, plan.max_tokens)
@@ -196,10 +208,7 @@ def _update_once(
     update = learner.forward_backward(sequences, loss)
     if on_first is not None:
         on_first(sequences, loss)
-    found = loss.diagnostics()
-    if plan.stale and not on_policy:  # the old log-probs are the engine's: there is no other policy to compare those with
-        found = {name: value for name, value in found.items() if not name.startswith("mismatch/")}
-    return update, learner.optim_step(lr), found
+    return update, learner.optim_step(lr), loss.diagnostics()
 
 
 def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 from training_runs import facts, here, kill_and_resume, metrics_of, run_whole, start, wait_for
 
+from grpo_gsm8k.algorithms.rollout_sequences import plain_sequence
+from grpo_gsm8k.learners.native import NativeLearner
+from grpo_gsm8k.learners.options import LearnerOptions
 from grpo_gsm8k.runs.directory import read_status
+from grpo_gsm8k.runs.rollout_files import read_rollouts
 from grpo_gsm8k.runs.storage import read_lines
 
 SMALL = (
@@ -85,3 +89,28 @@ def test_a_round_in_which_nothing_is_right_stops_the_run(tmp_path: Path) -> None
     (run,) = (path for path in (tmp_path / "artifacts" / "runs").iterdir() if "expert" in (path / "command.json").read_text())
     assert read_status(run)["state"] == "failed"
     assert json.loads((run / "status.json").read_bytes())["reason"]
+
+
+def test_whatever_the_sampling_temperature_it_fine_tunes_at_1(tmp_path: Path) -> None:
+    options = SMALL.replace("--num_rounds 3", "--num_rounds 1 --num_epochs 1 --sft_batch_size 999 --temperature 0.5").split()
+    done = here(tmp_path, *COMMON[:3], *options)
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "artifacts" / "runs").iterdir()
+    (row,) = [row for row in metrics_of(run) if "ei/kept" in row]
+    rollouts = read_rollouts(run / "rollouts/step_1.jsonl")
+    sequences = [plain_sequence(kept.rollout) for kept in rollouts if kept.trained]
+    assert row["ei/kept"] == len(sequences) > 1 and row["train/num_updates"] == 1
+    losses = {}
+    for temperature in (0.5, 1.0):
+        learner = NativeLearner.from_pretrained("tiny", LearnerOptions("float32", temperature=temperature), device="cpu")
+        values = [value for values in learner.logprobs(sequences) for value in values]
+        losses[temperature] = -sum(values) / len(values)
+    assert row["train/loss"] == pytest.approx(losses[1.0], rel=1e-5)
+    assert abs(losses[0.5] / losses[1.0] - 1) > 0.05  # so that the two are told apart
+
+
+def test_limits_that_keep_nothing_are_refused(tmp_path: Path) -> None:
+    done = here(tmp_path, *COMMON, "--min_kept_tokens", "9", "--max_kept_tokens", "8")
+    assert done.returncode == 2
+    assert "max_kept_tokens is 8; allowed is min_kept_tokens (9) or more" in done.stderr
+    assert not (tmp_path / "artifacts" / "runs").exists()

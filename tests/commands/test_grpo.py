@@ -134,6 +134,12 @@ REFUSED: dict[str, tuple[dict[str, str | int | float], str]] = {
     "an environment that is not there": ({"env": "wordel"}, "wordle"),
     "an engine without weight updates": ({"engine": "openai"}, "engine"),
     "problems of its own without a file": ({"env": "jsonl"}, "env_path"),
+    "dropout, which blurs the comparison": ({"lora_rank": 4, "lora_dropout": 0.1}, "lora_dropout is 0.1"),
+    "a correction that overlap has no policy for": ({"overlap": "one_step_off", "correction": "token"}, "correction"),
+    "older rollouts without a ratio": ({"overlap": "one_step_off", "algorithm": "reinforce", "scale": "one"}, "reinforce"),
+    "older rollouts without a ratio, by rloo": ({"overlap": "one_step_off", "algorithm": "rloo", "scale": "one"}, "rloo"),
+    "more problems a step than there are": ({"prompts_per_step": 301}, "allowed is 1 to 300"),
+    "a penalty over more than a rollout": ({"overlong_buffer": 41}, "overlong_buffer is 41 tokens, and a rollout has 40"),
 }
 
 
@@ -143,6 +149,7 @@ def test_bad_input_is_one_line(options: dict[str, str | int | float], named: str
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert named in line
+    assert not [*tmp_path.glob("artifacts/runs/*/sys/learner.json"), *tmp_path.glob("artifacts/runs/*/eval/*")]  # no weights
 
 
 def write_problems(path: Path, rows: list[dict[str, str]]) -> None:
@@ -176,3 +183,19 @@ def test_a_task_without_any_distinct_reward_stops_and_says_why(tmp_path: Path) -
     assert "no rollout had an advantage for 3 steps" in done.stderr
     assert "too hard" in done.stderr
     assert read_status(last_run(tmp_path))["state"] == "failed"
+
+
+def test_steps_that_train_no_rollout_stop_the_run_though_rewards_differ(tmp_path: Path) -> None:
+    done = here(tmp_path, *arguments(zero_variance_patience=2, max_new_tokens=1, mask_truncated="true", eval_examples=8))
+    assert done.returncode == 1
+    assert "no rollout had an advantage for 2 steps" in done.stderr
+    assert "its prompt or its limits are wrong" in done.stderr
+
+
+def test_without_a_baseline_equal_rewards_go_on_training(tmp_path: Path) -> None:
+    greedy: dict[str, str | int | float] = {"algorithm": "reinforce", "scale": "one", "temperature": 0.01, "ratio_tolerance": 1}
+    done = here(tmp_path, *arguments(**greedy, zero_variance_patience=1, max_steps=3, eval_examples=8))
+    assert done.returncode == 0, done.stderr
+    rows = [row for row in metrics_of(last_run(tmp_path)) if "reward/mean" in row]
+    assert [row["groups/distinct_rewards"] for row in rows] == [0, 0, 0]
+    assert all(row["rollout/learnable"] == row["reward/mean"] > 0 for row in rows)

@@ -368,6 +368,17 @@ def test_where_no_cause_explains_it_the_tested_ones_are_listed_with_what_was_lef
         assert f"{cause}: " in text
 
 
+def test_a_learner_whose_training_gives_other_values_than_its_scoring_is_named(tmp_path: Path) -> None:
+    engine = engine_of()
+    groups = rollouts_of(engine, WARM, render_batch(engine.tokenizer, PROBLEMS, template="question"))
+    sequences = build_sequences([one for group in groups for one in group], [1.0] * len(PROBLEMS) * GROUP, GRPO, 24)
+    loss = PolicyLoss(GRPO, on_policy=True)
+    learner_of(1.0).forward_backward(sequences, loss)
+    with opened(tmp_path, engine, WARM, learner_of(1.5), None) as (gate, passed), pytest.raises(ProofError) as caught:
+        gate(sequences, loss)
+    assert "scored again they agree" in str(caught.value) and not passed
+
+
 def test_turns_of_a_sequence_are_its_runs_of_trained_tokens() -> None:
     flags = (False, False, True, True, False, True)
     values = tuple(-0.1 * place for place in range(6))
