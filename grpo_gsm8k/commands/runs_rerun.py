@@ -37,9 +37,10 @@ from grpo_gsm8k.runs.divergence import (
 from grpo_gsm8k.runs.git import checked_out
 from grpo_gsm8k.runs.metrics import LEDGER, METRICS
 from grpo_gsm8k.runs.record import RunRecord, read_object, read_record
-from grpo_gsm8k.runs.storage import write_json
+from grpo_gsm8k.runs.storage import make_folder, write_json
 
 SHOWN_DRIFTS = 12
+RECORD = Path("certificates/rerun.json")
 
 
 @click.command("rerun", context_settings=CONTEXT)
@@ -157,7 +158,7 @@ def verdict_text(verdict: Verdict, there: Path, here: Path, upto: int | None) ->
         lines += [
             f"  {one.key:<32} {one.size:.3g}  (step {one.step}: {one.there!r}, {one.here!r})" for one in found[:SHOWN_DRIFTS]
         ]
-        lines += [f"  … {len(found) - SHOWN_DRIFTS} more (rerun.json has them)"] if len(found) > SHOWN_DRIFTS else []
+        lines += [f"  … {len(found) - SHOWN_DRIFTS} more ({RECORD} has them)"] if len(found) > SHOWN_DRIFTS else []
     return lines
 
 
@@ -170,11 +171,12 @@ def divergence_text(found: Divergence) -> list[str]:
 
 
 def _keep(record: RunRecord, again: Path, checks: list[Check], verdict: Verdict, upto: int | None) -> None:
-    """Writes the new run's rerun.json: of which run it is the rerun, what was not as it was, and the verdict."""
+    """Writes the new run's certificates/rerun.json: of which run it is the rerun, what was not as it was, and the verdict."""
     ledgers, metrics = ([read_steps(run, name, upto) for run in (record.path, again)] for name in (LEDGER, METRICS))
     found = verdict.divergence
+    make_folder(again / RECORD.parent)
     write_json(
-        again / "rerun.json",
+        again / RECORD,
         {
             "rerun_of": record.name,
             "created_at": utc_now(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ def describe_run(path: Path) -> RunDescription:
         not_held=not_held,
         num_resumed=max(0, len(status.get("starts", [])) - 1),
         files=files,
-        warnings=_warnings(entry, found, git, not_held, resumed, status),
+        warnings=_warnings(entry, found, git, not_held, resumed, status, [name for name, _, _ in files]),
     )
 
 
@@ -68,6 +69,7 @@ def _warnings(
     not_held: list[dict[str, Any]],
     resumed: list[dict[str, Any]],
     status: dict[str, Any],
+    names: list[str],
 ) -> list[str]:
     said = [f"{problem.file} {problem.what}" for problem in found.problems]
     said += [note for note in entry.notes if note.split(" ")[0] not in {problem.file for problem in found.problems}]
@@ -86,7 +88,7 @@ def _warnings(
     for row in resumed:
         changes = [*_list(row.get("changes")), *_list(row.get("data_changes"))]
         said += [f"resumed with a change, as allowed: {change}" for change in changes]
-    said += [f"{name} is unfinished" for name, _, _ in _files(found) if name.endswith(".partial.jsonl")]
+    said += [f"{name} is unfinished" for name in names if name.endswith(".partial.jsonl")]
     return said
 
 
@@ -105,8 +107,6 @@ def _files(found: Verification) -> list[tuple[str, int, int]]:
 
 
 def _toggles(found: Verification) -> list[dict[str, Any]]:
-    import json
-
     toggles: list[dict[str, Any]] = []
     for file in [found.path / "sys/determinism.json", *sorted(found.path.glob("sys/start-*/determinism.json"))]:
         name = str(file.relative_to(found.path))

@@ -63,7 +63,7 @@ def rewrite(path: Path, key: str, value: Any, step: int | None = None) -> None:
 
 def verdict_of(out: Path) -> dict[str, Any]:
     """Returns what the only rerun under `out` recorded."""
-    (path,) = out.glob("runs/*/rerun.json")
+    (path,) = out.glob("runs/*/certificates/rerun.json")
     found: dict[str, Any] = json.loads(path.read_bytes())
     return found
 

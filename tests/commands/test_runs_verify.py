@@ -168,7 +168,7 @@ def test_a_real_evaluation_verifies_and_its_edited_verdict_is_found(tmp_path: Pa
 @pytest.mark.slow
 def test_a_real_training_run_verifies(tmp_path: Path) -> None:
     artifacts = tmp_path / "artifacts"
-    small = "--max_steps 2 --warmup_steps 1 --prompts_per_step 4 --group_size 2 --eval_examples 8 --num_problems 100"
+    small = "--max_steps 2 --warmup_steps 1 --prompts_per_step 8 --group_size 2 --eval_examples 8 --num_problems 100"
     options = [*small.split(), "--save_every", "1", "--wandb", "disabled", "--artifacts-dir", str(artifacts)]
     assert main(["grpo", "--config", "grpo-tiny", *options]) == 0
     (run,) = (artifacts / "runs").iterdir()
