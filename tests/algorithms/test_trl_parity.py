@@ -7,7 +7,6 @@ environment in the middle. Where its defaults are not ours they are set: `use_bi
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,6 @@ from grpo_gsm8k.algorithms.registry import find_algorithm
 from grpo_gsm8k.algorithms.rollout_sequences import build_sequences
 from grpo_gsm8k.types import Problem, Rollout, Score
 
-os.environ["HF_HUB_OFFLINE"] = "1"
 trl = pytest.importorskip("trl")
 
 TINY = Path(__file__).parents[2] / "grpo_gsm8k" / "models" / "tiny"

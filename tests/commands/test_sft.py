@@ -80,7 +80,9 @@ def kill_when(material: Path, folder: Path, sign: str) -> None:
     process.wait()
 
 
-@pytest.mark.parametrize("sign", ["checkpoints/step-6/trainer", "eval/step_4.partial.jsonl"])
+@pytest.mark.parametrize(
+    "sign", ["checkpoints/step-6/trainer", pytest.param("eval/step_4.partial.jsonl", marks=pytest.mark.slow)]
+)
 def test_killed_in_a_save_or_an_evaluation_it_ends_with_the_same_bits(
     material: Path, whole: Path, tmp_path: Path, sign: str
 ) -> None:
