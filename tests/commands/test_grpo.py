@@ -18,7 +18,6 @@ from grpo_gsm8k.runs.storage import json_line, read_lines
 SMALL = {
     "max_steps": "6",
     "prompts_per_step": "8",
-    "num_minibatches": "1",
     "group_size": "4",
     "eval_every": "3",
     "save_every": "2",

@@ -20,7 +20,7 @@ pytestmark = [
 
 SMALL = "--max_steps 4 --prompts_per_step 8 --group_size 4 --eval_every 4 --save_every 2 --eval_examples 16 --warmup_steps 1"
 COMMON = ["grpo", "--config", "grpo-tiny", *SMALL.split(), "--num_problems", "300", "--lr", "1e-3", "--wandb", "disabled"]
-COMMON += ["--num_minibatches", "1", "--batch_size", "none", "--engine", "vllm", "--engine_dtype", "float32"]
+COMMON += ["--engine", "vllm", "--engine_dtype", "float32"]
 COMMON += ["--eval_engine", "transformers"]
 
 
