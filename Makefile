@@ -21,8 +21,8 @@ demo: setup ## The whole story on a CPU: eval, expert iteration, GRPO, compariso
 	$(BIN)/python scripts/demo.py
 	@echo 'Open the report in a browser. Next: docs/run-directory.md says what the run left; $(BIN)/grpo-gsm8k eval --help what else it does.'
 
-test: setup ## The tests
-	$(RUN) pytest -n 2
+test: setup ## The tests (many wait for processes, so three at a time are fastest on two cores)
+	$(RUN) pytest -n 3
 
 test-slow: setup ## The tests, slow ones too
 	$(RUN) pytest -n 2 --runslow

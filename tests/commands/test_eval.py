@@ -156,7 +156,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return only_run(folder)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_killed_and_resumed_equals_uninterrupted_byte_for_byte(
     uninterrupted: Path, tmp_path: Path, number: signal.Signals
 ) -> None:

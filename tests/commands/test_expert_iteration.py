@@ -44,6 +44,7 @@ def test_what_was_kept_and_why_the_rest_was_not_is_in_the_run(whole: Path) -> No
         assert len(set(texts)) == len(texts)
 
 
+@pytest.mark.slow
 def test_killed_after_its_first_round_it_ends_with_the_same_bits(whole: Path, tmp_path: Path) -> None:
     process = start(tmp_path, *COMMON)
     wait_for(lambda: list(tmp_path.glob("artifacts/runs/*/checkpoints/step-1/COMPLETE")))

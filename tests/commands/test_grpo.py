@@ -101,7 +101,10 @@ OTHER_WAYS: dict[str, dict[str, str | int | float]] = {
 }
 
 
-@pytest.mark.parametrize("options", OTHER_WAYS.values(), ids=OTHER_WAYS.keys())
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(way, id=name, marks=() if name == "one step off" else pytest.mark.slow) for name, way in OTHER_WAYS.items()],
+)
 def test_resumed_from_a_checkpoint_every_way_of_training_ends_with_the_same_bits(
     options: dict[str, str | int | float], tmp_path: Path
 ) -> None:

@@ -92,6 +92,7 @@ def test_another_limit_or_length_is_seen_at_its_stage(evaluated: Path, tmp_path:
     assert "token_ids differ from number 3 on" in done.stdout
 
 
+@pytest.mark.slow
 def test_an_edited_verdict_and_another_code_are_named(evaluated: Path, tmp_path: Path) -> None:
     run = copied(evaluated, tmp_path)
     rewrite(run / "ledger.jsonl", "reward", "0" * 64, step=0)

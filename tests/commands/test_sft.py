@@ -194,6 +194,7 @@ def test_sft_needs_data_and_an_eval_set(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_training_raises_held_out_accuracy_fully_and_with_lora(material: Path, tmp_path: Path) -> None:
     more = "--max_steps 40 --batch_size 32 --eval_every 40 --eval_max_new_tokens 40 --graders numeric --wandb disabled"
     for name, rest in (("full", ["--lr", "2e-3"]), ("lora", ["--lr", "8e-3", "--lora_rank", "16"])):
