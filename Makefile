@@ -17,7 +17,7 @@ $(VENV)/.ready: pyproject.toml requirements/constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e '.[dev]'
 	touch $@
 
-demo: setup ## The whole story on a CPU: eval, expert iteration, GRPO, comparison, reports (some 4 minutes)
+demo: setup ## The whole story on a CPU: eval, expert iteration, GRPO, comparison, reports (some 2 minutes)
 	$(BIN)/python scripts/demo.py
 	@echo 'Open the report in a browser. Next: docs/run-directory.md says what the run left; $(BIN)/grpo-gsm8k eval --help what else it does.'
 
