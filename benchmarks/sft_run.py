@@ -4,7 +4,7 @@
 
 The same run (tiny model, generated pairs, 1 thread for the learner, 1 for the evaluator) twice: evaluated every so often, and
 evaluated at its first and last step only. Both take turns, medians are printed, and the seconds that saving, publishing and
-waiting for the evaluator took. Also the seconds of saving a checkpoint and of a resumed run until its first new step.
+waiting for the evaluator took. Also the seconds of saving a checkpoint.
 """
 
 from __future__ import annotations

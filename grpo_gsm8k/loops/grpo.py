@@ -96,7 +96,7 @@ class RolloutSource:
 
     def __init__(self, collector: Collector, sampler: RolloutSampler, num_groups: int, num_steps: int, ahead: bool) -> None:
         self._collector, self._sampler = collector, sampler
-        self._num_groups, self._num_steps, self._ahead = num_groups, num_steps, ahead
+        self._num_groups, self._num_steps = num_groups, num_steps
         self._pool = ThreadPoolExecutor(1) if ahead else None
         self._next: Future[Collected] | None = None
         self._ready: Collected | None = None
