@@ -19,6 +19,12 @@ class EnvSource(DataOptions):
     eval_n: int = option(512, "Training problems held out as validation when the data are prepared.", min=1)
     split_seed: int = option(31415, "Seed of the split, and of generated problems.", min=0, max=2**32 - 1)
     reward: str = option("auto", "Grader whose score is the reward; auto: the environment's own.", choices=("auto", *GRADERS))
+    env_timeout_s: float = option(
+        10.0,
+        "Seconds that scoring one rollout may take where that can hang (math, reasoning-gym); beyond them it is an error.",
+        min=1.0,
+        max=240.0,
+    )
     max_turns: int | None = option(None, "Turns of a rollout; none: the environment's own.", min=1)
     artifacts_dir: str = option("artifacts", "Folder under which runs/ and prepared data lie.")
 

@@ -25,6 +25,12 @@ class EnvOptions:
     split_seed: int = option(31415, "Seed of the split, and of generated problems.", min=0, max=2**32 - 1)
     num_problems: int | None = option(None, "Training problems to use, the first N; none: all.", min=1)
     reward: str = option("auto", "Grader whose score is the reward; auto: the environment's own.", choices=("auto", *GRADERS))
+    env_timeout_s: float = option(
+        10.0,
+        "Seconds that scoring one rollout may take where that can hang (math, reasoning-gym); beyond them it is an error.",
+        min=1.0,
+        max=240.0,
+    )
     template: str = option("auto", "Prompt template: a shipped name or a path; auto: question for tiny, else qwen_math_cot.")
 
 
@@ -54,9 +60,9 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class RewardTrainingConfig(
-    RunOptions, TrackerOptions, DataOptions, LearnerConfig, TrainEvalConfig, EnvOptions, SamplingOptions
+    EnvOptions, SamplingOptions, LearnerConfig, TrainEvalConfig, DataOptions, RunOptions, TrackerOptions
 ):
-    """What `grpo` and `expert-iteration` share."""
+    """Which model is trained, and what of it is kept."""
 
     model_id: str = option("tiny", "Hub id or folder of the model, or tiny.")
     model_revision: str | None = option(None, "Commit, branch or tag of a hub model.")
@@ -81,8 +87,8 @@ class RewardTrainingConfig(
 
 
 @dataclass(frozen=True)
-class GrpoConfig(RewardTrainingConfig):
-    """Options of `grpo`."""
+class AlgorithmOptions:
+    """The algorithm, and what of it is changed."""
 
     algorithm: str = option("grpo", "Algorithm, a preset of the parts below.", choices=ALGORITHM_NAMES)
     baseline: str | None = option(None, f"What is taken off a reward; {OWN}", choices=("zero", "group_mean", "leave_one_out"))
@@ -103,6 +109,12 @@ class GrpoConfig(RewardTrainingConfig):
     max_resamples: int = option(3, "Rounds of further problems a step may sample to replace such groups.", min=1)
     zero_variance_patience: int = option(20, "Steps in a row without any distinct reward after which the run stops.", min=1)
     mask_truncated: bool = option(False, "Leave rollouts that hit a limit out of the loss (their reward counts in the group).")
+
+
+@dataclass(frozen=True)
+class GrpoConfig(AlgorithmOptions, RewardTrainingConfig):
+    """The steps of `grpo`: what each samples, updates and checks."""
+
     prompts_per_step: int = option(32, "Problems a step samples; rollouts of a step are this times group_size.", min=1)
     max_steps: int = option(200, "Steps: each samples once and updates num_updates_per_rollout * num_minibatches times.", min=1)
     num_updates_per_rollout: int = option(1, "Passes over a step's rollouts.", min=1)
@@ -158,7 +170,7 @@ class GrpoConfig(RewardTrainingConfig):
 
 @dataclass(frozen=True)
 class ExpertIterationConfig(RewardTrainingConfig):
-    """Options of `expert-iteration`."""
+    """The rounds of `expert-iteration`: what each samples, keeps and learns from."""
 
     num_rounds: int = option(5, "Rounds of sampling, keeping and fine-tuning.", min=1)
     prompts_per_round: int = option(256, "Problems sampled in a round.", min=1)
@@ -179,4 +191,11 @@ class ExpertIterationConfig(RewardTrainingConfig):
         if self.max_kept_tokens is not None and self.max_kept_tokens < self.min_kept_tokens:
             raise ConfigError(
                 f"max_kept_tokens is {self.max_kept_tokens}; allowed is min_kept_tokens ({self.min_kept_tokens}) or more"
+            )
+        num_rollouts = self.prompts_per_round * self.group_size
+        most = -(-num_rollouts * self.num_epochs // min(self.sft_batch_size, num_rollouts))
+        if self.warmup_steps > most:
+            raise ConfigError(
+                f"warmup_steps is {self.warmup_steps}, and each round warms up anew and has at most {most} updates (all its "
+                f"rollouts kept); allowed is 0 to {most}"
             )

@@ -14,6 +14,7 @@ import dataclasses
 import inspect
 import json
 import math
+import re
 import tomllib
 import types
 import typing
@@ -47,6 +48,7 @@ class Option:
     choices: tuple[str, ...]
     min: float | None
     max: float | None
+    section: str
 
     @property
     def flag(self) -> str:
@@ -74,19 +76,28 @@ class Option:
 
 
 def options(cls: type) -> tuple[Option, ...]:
-    """Returns the options of a config class: its own in the order in which they are written, then its bases'."""
+    """Returns the options of a config class: its own in the order in which they are written, then its bases'.
+
+    An option's section, its heading in `--help`, is how the docstring of the class that writes it begins, up to a colon.
+    """
     hints = typing.get_type_hints(cls)
     found = []
     specs = {spec.name: spec for spec in dataclasses.fields(cls)}
-    own_first = [name for base in cls.__mro__ for name in inspect.get_annotations(base) if name in specs]
-    for spec in (specs[name] for name in dict.fromkeys(own_first)):
+    written_in: dict[str, type] = {}
+    for base in cls.__mro__:
+        for name in inspect.get_annotations(base):
+            if name in specs:
+                written_in.setdefault(name, base)
+    for name, base in written_in.items():
+        spec, section = specs[name], re.split(r"[.:](?:\s|$)|\n", base.__doc__ or "")[0].replace("`", "")
         hint, nullable = hints[spec.name], False
         if typing.get_origin(hint) in (typing.Union, types.UnionType):
             members = [member for member in typing.get_args(hint) if member is not type(None)]
             hint, nullable = members[0], True
         kind = typing.get_origin(hint) or hint
         meta = spec.metadata
-        found.append(Option(spec.name, kind, nullable, spec.default, meta["help"], meta["choices"], meta["min"], meta["max"]))
+        told = (meta["help"], meta["choices"], meta["min"], meta["max"])
+        found.append(Option(spec.name, kind, nullable, spec.default, *told, section))
     return tuple(found)
 
 
@@ -175,7 +186,7 @@ def resolve(
 ) -> Resolved[C]:
     """Returns the config of `command` from defaults, a preset or file, and flags and `key=value` overrides.
 
-    `validate` False leaves out the checks across options (a resumed run brings its own).
+    `validate` False leaves the checks across options (`Resolved.validate`) to the caller.
     Raises: ConfigError for an unknown key, a key given twice with two values, a wrong type or a value out of range.
     """
     by_key = {opt.key: opt for opt in options(cls)}
@@ -253,6 +264,8 @@ def read_config(name: str, command: str) -> tuple[str, dict[str, Any]]:
 
 
 def _parse(path: Path) -> dict[str, Any]:
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"cannot read the config file {path}: it is no plain file")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

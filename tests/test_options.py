@@ -7,10 +7,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grpo_gsm8k.commands import grpo
 from grpo_gsm8k.config import DataPrepConfig, EvalConfig, SftConfig
 from grpo_gsm8k.config_rl import ExpertIterationConfig, GrpoConfig
 from grpo_gsm8k.errors import ConfigError
@@ -157,6 +159,19 @@ def test_the_docs_table_has_a_row_for_every_option_and_every_option_has_help() -
     for opt in options(EvalConfig):
         assert f"| `{opt.flag}` |" in table
         assert len(opt.help) > 10
+
+
+def test_an_option_stands_under_the_heading_of_the_class_that_writes_it() -> None:
+    sections = {opt.key: opt.section for opt in options(GrpoConfig)}
+    assert sections["seed"] == "What every command that leaves a run directory takes"
+    assert sections["eval_every"] == "Evaluation while training"
+    assert sections["overlap"] == "The steps of grpo"
+    assert len(set(sections.values())) == 10
+    help = grpo.command.get_help(click.Context(grpo.command))
+    places = [help.index(what) for what in ("The steps of grpo:", "--overlap", "How weights are updated:", "--lora-rank")]
+    assert places == sorted(places)
+    assert help.index("--dry-run") < places[0]
+    assert help.index("--eval-every") > help.index("Evaluation while training:")
 
 
 @given(st.text(), st.text())

@@ -91,6 +91,12 @@ def plain_sequence(rollout: Rollout) -> TokenSequence:
     return _sequence(f"{rollout.problem.id}/{rollout.sample_index}", rollout, {})
 
 
+def sampled_sequence(rollout: Rollout) -> TokenSequence:
+    """Returns a rollout as it was sampled, with the "sampling_logprob" of each sampled token."""
+    sampling = [logprob for logprob, sampled in zip(rollout.logprobs, rollout.sampled, strict=True) if sampled]
+    return _sequence(f"{rollout.problem.id}/{rollout.sample_index}", rollout, {"sampling_logprob": sampling})
+
+
 def _sequence(identity: str, rollout: Rollout, values_of: Mapping[str, Sequence[float]]) -> TokenSequence:
     prompt = rollout.prompt_token_ids
     extras = {}

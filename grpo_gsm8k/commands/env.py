@@ -73,8 +73,8 @@ def loss_mask(resolved: Resolved[LossMaskConfig], target: str) -> None:
     """Show which tokens of rollouts are trained on: of a RUN as it kept them, or of an ENV sampled now.
 
     Colours each token by trained, prompt, environment and truncated, in the terminal and in one HTML page. Exit code 2 where a
-    rollout has no trained token and should have one: the cause is named. One that the algorithm leaves out by choice (a group
-    whose rewards are all equal, a rollout that expert iteration did not keep) is counted only.
+    rollout has no trained token and should have one: the cause is named. One that is left out by choice (a group whose rewards
+    are all equal, a rollout that expert iteration did not keep, a truncated one where mask_truncated asks for that) is counted.
     """
     from pathlib import Path
 

@@ -98,7 +98,15 @@ def open_env(
         splits = {split: load_split(folder, split) for split in split_names}
         files = data_record(folder, split_names)
     grader = None if config.reward == "auto" else config.reward
-    return make_env(config.env, splits=splits, grader=grader, seed=config.split_seed, max_turns=config.max_turns), files
+    env = make_env(
+        config.env,
+        splits=splits,
+        grader=grader,
+        seed=config.split_seed,
+        max_turns=config.max_turns,
+        timeout_s=config.env_timeout_s,
+    )
+    return env, files
 
 
 def read_material(start: Started[Any], config: RewardTrainingConfig, tokenizer: Any, template: Template) -> Material:

@@ -77,6 +77,9 @@ def _rate(config: ExpertIterationConfig) -> Callable[[int, int, int], float]:
 
     def rate(number: int, update: int, total: int) -> float:
         warmup = min(config.warmup_steps, total)
+        if update == 0 and warmup < config.warmup_steps:
+            said = "round %d has %d updates, so its warm-up is all of them and not warmup_steps, %d: too few rollouts were kept"
+            log.warning(said, number + 1, total, config.warmup_steps)
         floor = config.lr * config.lr_floor
         return learning_rate(update, total=total, warmup=warmup, kind=config.lr_schedule, peak=config.lr, floor=floor)
 

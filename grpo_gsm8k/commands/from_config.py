@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -17,21 +17,44 @@ CONTEXT = {
 }
 
 
+class ConfigCommand(click.Command):
+    """A command whose options stand in its help under the headings of `sections` (by key), the others before them."""
+
+    sections: Mapping[str, str] = {}
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the options, section by section in the order in which the parameters are."""
+        rows: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            row = parameter.get_help_record(ctx)
+            if row is not None:
+                rows.setdefault(self.sections.get(parameter.name or "", "Options"), []).append(row)
+        for section, written in rows.items():
+            with formatter.section(section):
+                formatter.write_dl(written)
+
+
 def config_command(
-    cls: type, name: str, *, extra: tuple[click.Parameter, ...] = ()
+    cls: type,
+    name: str,
+    *,
+    extra: tuple[click.Parameter, ...] = (),
+    refine: Callable[[Resolved[Any]], Resolved[Any]] | None = None,
 ) -> Callable[[Callable[..., None]], click.Command]:
     """Returns a decorator: `body(resolved, **extra)` becomes a click command with one flag an option of `cls`.
 
     Flags may be written with dashes or underscores. `--config`, `--dry-run` and `key=value` are added to every command;
-    --dry-run prints the resolved config as JSON and starts nothing.
+    --dry-run prints the resolved config as JSON and starts nothing. `refine` returns the config with what follows from
+    where its values came from.
     """
 
     def decorate(body: Callable[..., None]) -> click.Command:
         def callback(config: str | None, dry_run: bool, overrides: tuple[str, ...], **given: Any) -> None:
             flags = {opt.key: given.pop(opt.key) for opt in options(cls)}
-            resolved: Resolved[Any] = resolve(
-                cls, name, config=config, overrides=overrides, flags=flags, validate=not given.get("resume")
-            )
+            resolved: Resolved[Any] = resolve(cls, name, config=config, overrides=overrides, flags=flags, validate=False)
+            resolved = resolved if refine is None else refine(resolved)
+            if not given.get("resume"):  # a resumed run brings its own config
+                resolved.validate()
             if dry_run and given.get("resume"):
                 raise ConfigError(
                     "--dry-run shows what a new run would be; a resumed one goes on with the config in its directory"
@@ -51,9 +74,11 @@ def config_command(
             *(parameter for parameter in extra if not isinstance(parameter, click.Argument)),
             *(_flag(opt) for opt in options(cls)),
         ]
-        return click.Command(
+        command = ConfigCommand(
             name.rpartition(" ")[2], callback=callback, params=parameters, help=body.__doc__, context_settings=dict(CONTEXT)
         )
+        command.sections = {opt.key: opt.section for opt in options(cls)}
+        return command
 
     return decorate
 

@@ -8,6 +8,7 @@ from typing import Any
 from grpo_gsm8k.commands.from_config import config_command
 from grpo_gsm8k.commands.resume import OPTIONS
 from grpo_gsm8k.commands.start import Started, is_complete, report_on, started
+from grpo_gsm8k.commands.unread import COMMAND_LINE, unread_by_update, warn_unread
 from grpo_gsm8k.config_rl import GrpoConfig
 from grpo_gsm8k.errors import ConfigError
 from grpo_gsm8k.options import Resolved
@@ -15,21 +16,30 @@ from grpo_gsm8k.runs.metrics import METRICS
 
 log = logging.getLogger("grpo_gsm8k")
 
-COMMAND_LINE = ("flag", "override")
 PARTS = (
     *("baseline", "scale", "ratio", "clip_low", "clip_high", "denominator", "kl_beta", "kl_estimator", "advantage_eps"),
     *("overlong_buffer", "overlong_penalty", "zero_variance"),
 )
 
 
-@config_command(GrpoConfig, "grpo", extra=OPTIONS)
+def with_own_parts(resolved: Resolved[GrpoConfig]) -> Resolved[GrpoConfig]:
+    """Returns the config in which an algorithm that was named on the command line has its own parts, not a preset's."""
+    if resolved.sources["algorithm"] not in COMMAND_LINE:
+        return resolved
+    for part in PARTS:
+        if getattr(resolved.config, part) is not None and resolved.sources[part] not in COMMAND_LINE:
+            why = f"algorithm {resolved.config.algorithm} is named, so {resolved.sources[part]} does not say its {part}"
+            resolved = resolved.filled(part, None, why)
+    return resolved
+
+
+@config_command(GrpoConfig, "grpo", extra=OPTIONS, refine=with_own_parts)
 def command(resolved: Resolved[GrpoConfig], resume: str | None, allow_changes: bool) -> None:
     """Train a model by reinforcement on verifiable problems: GRPO and its relatives (--algorithm).
 
     Each step samples a group of rollouts a problem, scores them, and updates the weights by how they compare; a process of its
     own evaluates on held-out problems. --resume goes on exactly where a checkpoint left off.
     """
-    resolved = with_own_parts(resolved)
     if is_complete(resume, resolved, "grpo", allow_changes):
         return
     with started("grpo", resolved, resume=resume, allow_changes=allow_changes) as start:
@@ -44,13 +54,14 @@ def train_started(start: Started[GrpoConfig]) -> None:
     from grpo_gsm8k.commands.training import RatedSchedule, open_record, rate_of
     from grpo_gsm8k.loops.curriculum import PassOrder, PassRateOrder
     from grpo_gsm8k.loops.grpo import LEARNABLE, GrpoTask, RolloutSource, train
-    from grpo_gsm8k.loops.policy_update import PolicyUpdate
 
     algorithm = algorithm_of(start.resolved.config)  # what contradicts itself is said before anything is loaded
     prepared = prepare_run(start)
     config: GrpoConfig = prepared.config
     material = prepared.material
-    algorithm.overlong_tokens(longest_rollout(config, material))
+    warn_unread(start.resolved, unread_by_update(config, algorithm.zero_variance))
+    longest = longest_rollout(config, material)
+    algorithm.overlong_tokens(longest)
     if config.prompts_per_step > len(material.train):
         raise ConfigError(
             f"prompts_per_step is {config.prompts_per_step}; allowed is 1 to {len(material.train)}, as there are problems"
@@ -73,25 +84,16 @@ def train_started(start: Started[GrpoConfig]) -> None:
             record = open_record(start, parts.learner, parts.evaluator, schedule, prepared.tokenizer, rollouts)
             if start.resumed:
                 parts.sync.publish(0)
-            plan = PolicyUpdate(
-                algorithm=algorithm,
-                max_tokens=longest_rollout(config, material),
-                num_updates=config.num_updates_per_rollout,
-                num_minibatches=config.num_minibatches,
-                correction=config.correction,
-                correction_cap=config.correction_cap,
-                mask_truncated=config.mask_truncated,
-                stale=config.overlap == "one_step_off",
-                seed=config.seed,
-            )
+            gate = open_gate(start, config, parts, prepared.tokenizer)
             task = GrpoTask(
                 collector=collector,
-                plan=plan,
+                plan=plan_of(config, algorithm, longest),
                 num_groups=config.prompts_per_step,
                 num_steps=config.max_steps,
                 learning_rate=schedule.learning_rate,
                 seed_step=start.seed_step,
-                check_ratio=open_gate(start, config, parts, prepared.tokenizer),
+                check_ratio=gate,
+                check_rollouts=gate.check_rollouts,
                 save_rollouts_every=config.save_rollouts_every,
                 patience=config.zero_variance_patience,
             )
@@ -103,17 +105,6 @@ def train_started(start: Started[GrpoConfig]) -> None:
     silent = sum(row.get(LEARNABLE) == 0 for row in start.run.read(METRICS))
     if silent:
         log.warning("%d of %d steps had nothing to learn from: no rollout had an advantage", silent, config.max_steps)
-
-
-def with_own_parts(resolved: Resolved[GrpoConfig]) -> Resolved[GrpoConfig]:
-    """Returns the config in which an algorithm that was named on the command line has its own parts, not a preset's."""
-    if resolved.sources["algorithm"] not in COMMAND_LINE:
-        return resolved
-    for part in PARTS:
-        if getattr(resolved.config, part) is not None and resolved.sources[part] not in COMMAND_LINE:
-            why = f"algorithm {resolved.config.algorithm} is named, so {resolved.sources[part]} does not say its {part}"
-            resolved = resolved.filled(part, None, why)
-    return resolved
 
 
 def algorithm_of(config: GrpoConfig) -> Any:
@@ -133,6 +124,23 @@ def algorithm_of(config: GrpoConfig) -> Any:
             "that; choose an algorithm with one (grpo, dr_grpo, dapo, gspo, cispo)"
         )
     return algorithm
+
+
+def plan_of(config: GrpoConfig, algorithm: Any, max_tokens: int) -> Any:
+    """Returns how rollouts of at most `max_tokens` sampled tokens become updates."""
+    from grpo_gsm8k.loops.policy_update import PolicyUpdate
+
+    return PolicyUpdate(
+        algorithm=algorithm,
+        max_tokens=max_tokens,
+        num_updates=config.num_updates_per_rollout,
+        num_minibatches=config.num_minibatches,
+        correction=config.correction,
+        correction_cap=config.correction_cap,
+        mask_truncated=config.mask_truncated,
+        stale=config.overlap == "one_step_off",
+        seed=config.seed,
+    )
 
 
 def open_gate(start: Started[GrpoConfig], config: GrpoConfig, parts: Any, tokenizer: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 from grpo_gsm8k.commands.env_problems import Material, choose, read_material
 from grpo_gsm8k.commands.start import Started, record_data
 from grpo_gsm8k.commands.training import open_evaluator, open_learner
+from grpo_gsm8k.commands.unread import unread_by_run, warn_unread
 from grpo_gsm8k.config_rl import MULTI_TURN, RewardTrainingConfig
 from grpo_gsm8k.engines.loading import load_tokenizer, resolve_device
 from grpo_gsm8k.engines.model_files import model_record
@@ -55,6 +56,7 @@ def prepare_run(start: Started[Any]) -> Prepared:
     """Reads all that a run needs besides weights, and writes it into the run directory; what is wrong is said here."""
     start.configure_torch()
     config = choose(start)
+    warn_unread(start.resolved, unread_by_run(config, _engine_name(config)))
     template = load_template(config.template)
     write_text(start.run.path / "template.txt", template.source)
     tokenizer = load_tokenizer(config.model_id, config.model_revision)
@@ -122,15 +124,22 @@ def open_parts(start: Started[Any], prepared: Prepared, **learner_options: Any) 
         yield Parts(learner, engine, sampling, sampler, sync, evaluator)
 
 
-def _open_engine(config: RewardTrainingConfig) -> Engine:
-    has_cuda = cuda_is_there() and config.engine_device != "cpu"
+def _has_cuda(config: RewardTrainingConfig) -> bool:
+    return cuda_is_there() and config.engine_device != "cpu"
+
+
+def _engine_name(config: RewardTrainingConfig) -> str:
     named = config.engine == "auto" and config.engine_device != "auto"  # only transformers takes a device
-    name, _ = choose_engine("transformers" if named else config.engine, has_cuda=has_cuda, has_vllm=vllm_is_importable())
+    asked = "transformers" if named else config.engine
+    return choose_engine(asked, has_cuda=_has_cuda(config), has_vllm=vllm_is_importable())[0]
+
+
+def _open_engine(config: RewardTrainingConfig) -> Engine:
+    has_cuda, name = _has_cuda(config), _engine_name(config)
     dtype = config.engine_dtype if has_cuda or config.engine_dtype != "auto" else "float32"
     arguments: dict[str, Any] = {"model_id": config.model_id, "revision": config.model_revision, "dtype": dtype}
     if name == "vllm":
-        arguments |= {"gpu_mem_util": config.engine_mem_util, "seed": config.seed, "batch_size": config.batch_size}
-        arguments |= {"device": config.engine_device}
+        arguments |= {"gpu_mem_util": config.engine_mem_util, "seed": config.seed, "device": config.engine_device}
     else:
         arguments |= {"device": str(resolve_device(config.engine_device)), "batch_size": config.batch_size}
     engine, _ = make_engine(name, **arguments)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,10 +16,11 @@ from typing import Any, Protocol
 from grpo_gsm8k.algorithms.data_order import num_steps
 from grpo_gsm8k.commands.eval import headline_metrics
 from grpo_gsm8k.commands.start import Started
+from grpo_gsm8k.commands.unread import warn_unread
 from grpo_gsm8k.config import LearnerConfig, SftConfig, TrainEvalConfig
 from grpo_gsm8k.data.prepared import file_record
 from grpo_gsm8k.data.rendered_eval import load_rendered_eval_set, rendered_meta
-from grpo_gsm8k.errors import ConfigError
+from grpo_gsm8k.errors import ConfigError, ModelError
 from grpo_gsm8k.learners.native import NativeLearner
 from grpo_gsm8k.learners.options import AdamWOptions, LearnerOptions, LoraOptions
 from grpo_gsm8k.learners.rng import restore_rng, save_rng
@@ -33,6 +37,8 @@ from grpo_gsm8k.training_data.reading import TrainingData, read_training_data
 from grpo_gsm8k.types import Prompt, Sampling
 
 log = logging.getLogger("grpo_gsm8k")
+
+ITEM_BYTES = {"float32": 4, "bfloat16": 2}  # by learner_dtype, which weights are published in
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,8 @@ def open_evaluator(
     config = start.resolved.config
     engine, device = choose_evaluator(config)
     arguments: dict[str, Any] = {"model_id": config.model_id, "revision": config.model_revision}
+    if engine != "vllm":
+        warn_unread(start.resolved, iter([("gpu_mem_util", f"evaluator's engine {engine}")]))
     if engine == "vllm":
         arguments |= {"gpu_mem_util": config.gpu_mem_util, "seed": config.seed}
     else:
@@ -149,7 +157,7 @@ def open_evaluator(
     return EvalClient.start(
         spec,
         start.run,
-        weights_bytes=weights_bytes_of(config.model_id),
+        weights_bytes=weights_bytes_of(config.model_id, config.learner_dtype),
         max_pending=config.eval_queue,
         when_full=config.eval_policy,
         hang_timeout_s=config.eval_timeout_s,
@@ -173,13 +181,35 @@ def choose_evaluator(config: TrainEvalConfig) -> tuple[str, str]:
     return name, device
 
 
-def weights_bytes_of(model_id: str) -> int:
-    """Returns the size of one published model: what its files hold now; 8 GiB where they are not on this disk yet."""
+def weights_bytes_of(model_id: str, dtype: str) -> int:
+    """Returns the size of one published model: its tensors in the learner's dtype; 8 GiB where it is not on this disk yet.
+
+    Raises: ModelError for a file that is no safetensors file.
+    """
     from grpo_gsm8k.engines.loading import resolve_model_id
 
     folder = Path(resolve_model_id(model_id))
     files = list(folder.glob("*.safetensors")) if folder.is_dir() else []
-    return sum(file.stat().st_size for file in files) or 8 * 2**30
+    return sum(published_bytes(file, ITEM_BYTES[dtype]) for file in files) or 8 * 2**30
+
+
+def published_bytes(file: Path, item_bytes: int) -> int:
+    """Returns what the tensors of a safetensors file take when its floats have so many bytes; other tensors stay as they are.
+
+    Source: the format's header, a length (8 bytes, little-endian) and JSON. Raises: ModelError.
+    """
+    try:
+        with file.open("rb") as opened:
+            header = json.loads(opened.read(struct.unpack("<Q", opened.read(8))[0]))
+        tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
+        return sum(
+            math.prod(tensor["shape"]) * item_bytes
+            if "F" in tensor["dtype"]
+            else tensor["data_offsets"][1] - tensor["data_offsets"][0]
+            for tensor in tensors
+        )
+    except (OSError, ValueError, MemoryError, OverflowError, AttributeError, KeyError, TypeError, struct.error) as error:
+        raise ModelError(f"{file} is not a whole safetensors file ({type(error).__name__}); fetch the model again") from None
 
 
 class RunState(Protocol):

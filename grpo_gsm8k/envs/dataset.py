@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 
-from grpo_gsm8k.data import gym
 from grpo_gsm8k.envs.protocol import Exchange, Outcome, Reply
 from grpo_gsm8k.envs.splits import SplitEnvironment, cut_by_length
+from grpo_gsm8k.rewards.gym import GymScorer
 from grpo_gsm8k.rewards.protocol import Grader
 from grpo_gsm8k.types import Problem, Score
 
@@ -15,17 +14,18 @@ from grpo_gsm8k.types import Problem, Score
 class DatasetEnv(SplitEnvironment):
     """Problems of a data set; the score is the grader's verdict on the completion against the problem's gold.
 
-    `grader` None is for reasoning-gym's problems: each is scored by the generator that made it, from 0 to 1. A completion cut
-    by its length limit scores 0 (`unparsed`). The environment closes its grader.
+    `GymScorer` is for reasoning-gym's problems: each is scored by the generator that made it, from 0 to 1. What can hang
+    (`math`, those generators) scores in processes of its own and within a time limit, beyond which a rollout's status is
+    `error`. A completion cut by its length limit scores 0 (`unparsed`). The environment closes its grader.
     """
 
     max_turns = 1
 
-    def __init__(self, name: str, splits: Mapping[str, Sequence[Problem]], grader: Grader | None) -> None:
+    def __init__(self, name: str, splits: Mapping[str, Sequence[Problem]], grader: Grader | GymScorer) -> None:
         super().__init__(splits)
         self.name = name
         self._grader = grader
-        self.version = f"{grader.name} {grader.version}" if grader else f"reasoning-gym {version('reasoning-gym')}"
+        self.version = grader.version if isinstance(grader, GymScorer) else f"{grader.name} {grader.version}"
 
     def demonstration(self, problem: Problem) -> tuple[str, ...]:
         r"""Returns the published answer as a completion, its gold marked where it has no `####` or `\boxed{}` of its own."""
@@ -39,7 +39,7 @@ class DatasetEnv(SplitEnvironment):
     def reply(self, exchanges: Sequence[Exchange]) -> list[Reply]:
         """Returns the outcome of each completion, in order; a grader that fails leaves its status `error`.
 
-        Raises: DataError, ProofError as `data.gym.score`; EnvironmentFailure when a grader's worker cannot start.
+        Raises: DataError, ProofError as `rewards.gym`; EnvironmentFailure when a grader's worker cannot start.
         """
         replies: list[Reply | None] = [cut_by_length(exchange) for exchange in exchanges]
         whole = [index for index, reply in enumerate(replies) if reply is None]
@@ -50,11 +50,10 @@ class DatasetEnv(SplitEnvironment):
 
     def _score(self, exchanges: Sequence[Exchange]) -> list[Score]:
         texts = [exchange.completions[-1] for exchange in exchanges]
-        if self._grader is None:
-            return [gym.score(exchange.problem, text) for exchange, text in zip(exchanges, texts, strict=True)]
+        if isinstance(self._grader, GymScorer):
+            return self._grader.score_batch([exchange.problem for exchange in exchanges], texts)
         return self._grader.grade_batch(texts, [exchange.problem.gold for exchange in exchanges])
 
     def close(self) -> None:
         """Closes the grader."""
-        if self._grader is not None:
-            self._grader.close()
+        self._grader.close()

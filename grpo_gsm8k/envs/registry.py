@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from grpo_gsm8k.envs.protocol import Environment
 from grpo_gsm8k.errors import ConfigError, unknown_name
+from grpo_gsm8k.rewards.workers import DEFAULT_TIMEOUT_S
 from grpo_gsm8k.types import Problem
 
 DATASET_GRADERS = {"tiny": "numeric", "gsm8k": "numeric", "math": "math", "gym": "gym", "jsonl": "numeric"}
@@ -38,18 +39,20 @@ def make_env(
     num_test: int = 1000,
     seed: int = 0,
     max_turns: int | None = None,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
 ) -> Environment:
     """Returns an environment; the caller closes it.
 
     `splits`: problems by split. A data set's environment needs them; one that makes its own (`num_train` … `num_test` of them,
     from `seed`, no question in two splits) takes those it made before, as read from a file, instead. `grader` None is the
     environment's own; a data set's may be any of `rewards.registry.GRADERS`. `max_turns` None is the environment's own.
+    `timeout_s` is of one scoring, where that is done in processes (`math`, reasoning-gym); all else takes bounded time.
     Raises: ConfigError for a name, grader or number of turns that is not allowed; DataError for more problems than there are.
     """
     if name not in _LINES:
         raise ConfigError(unknown_name("environment", name, _LINES))
     if name in DATASET_GRADERS:
-        return _dataset_env(name, splits, grader, max_turns)
+        return _dataset_env(name, splits, grader, max_turns, timeout_s)
     if grader is not None:
         raise ConfigError(f"environment {name} scores its own rollouts; leave the grader out (it is {grader!r})")
     sizes = {"train": num_train, "val": num_val, "test": num_test}
@@ -57,9 +60,14 @@ def make_env(
 
 
 def _dataset_env(
-    name: str, splits: Mapping[str, Sequence[Problem]] | None, grader: str | None, max_turns: int | None
+    name: str,
+    splits: Mapping[str, Sequence[Problem]] | None,
+    grader: str | None,
+    max_turns: int | None,
+    timeout_s: float,
 ) -> Environment:
     from grpo_gsm8k.envs.dataset import DatasetEnv
+    from grpo_gsm8k.rewards.gym import GymScorer
     from grpo_gsm8k.rewards.registry import GRADERS, make_grader
 
     if not splits:
@@ -68,10 +76,10 @@ def _dataset_env(
         raise ConfigError(f"max_turns is {max_turns}; environment {name} has one turn, so allowed is 1 or none")
     chosen = DATASET_GRADERS[name] if grader is None else grader
     if name == "gym" and chosen == "gym":
-        return DatasetEnv(name, splits, None)
+        return DatasetEnv(name, splits, GymScorer(timeout_s=timeout_s))
     if chosen not in GRADERS:
         raise ConfigError(unknown_name("grader", chosen, (*GRADERS, "gym") if name == "gym" else GRADERS))
-    return DatasetEnv(name, splits, make_grader(chosen))
+    return DatasetEnv(name, splits, make_grader(chosen, timeout_s))
 
 
 def _generated_env(

@@ -15,6 +15,8 @@ SPLITS = ("train", "val", "test")
 class SplitEnvironment:
     """An environment over given problems: a subclass says what answers a turn, and how a right rollout goes.
 
+    Turns are answered in this process without a time limit, so what a subclass does must be bounded by its text: at most
+    quadratic in a turn's length, which the number of sampled tokens bounds. What can hang belongs into `rewards.workers`.
     A turn that was cut by its length limit ends the rollout here with 0, unread: see `cut_by_length`.
     """
 

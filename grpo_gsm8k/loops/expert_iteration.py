@@ -27,7 +27,7 @@ from grpo_gsm8k.loops.rollouts import RolloutSampler
 from grpo_gsm8k.loops.training import TrainingRecord
 from grpo_gsm8k.runs.determinism import derive_seed
 from grpo_gsm8k.runs.directory import RunDirectory
-from grpo_gsm8k.runs.rollout_files import write_rollouts
+from grpo_gsm8k.runs.rollout_files import rollout_digests, write_rollouts
 from grpo_gsm8k.runs.storage import digest, json_line, make_folder, write_bytes
 from grpo_gsm8k.tokenize import TokenSequence
 from grpo_gsm8k.types import Rollout
@@ -192,12 +192,8 @@ def _kept_metrics(verdicts: Sequence[str]) -> dict[str, float]:
 
 
 def _stages(found: Collected, examples: Sequence[TokenSequence], losses: list[float], norms: list[float]) -> dict[str, Any]:
-    rollouts = found.rollouts
     return {
-        "data": digest([[rollout.problem.id, rollout.sample_index] for rollout in rollouts]),
-        "prompt": digest([rollout.prompt_token_ids for rollout in rollouts]),
-        "sampled_tokens": digest([[rollout.token_ids, rollout.logprobs] for rollout in rollouts]),
-        "reward": digest([[rollout.score.value, rollout.score.status] for rollout in rollouts]),
+        **rollout_digests(found.rollouts),
         "kept": digest([example.id for example in examples]),
         "loss": digest(losses),
         "grad_norm": digest(norms),

@@ -28,9 +28,11 @@ def open_graders(names: Sequence[str]) -> Iterator[Graders]:
     with ExitStack() as stack:
         for name in names:
             if name == "gym":
-                from importlib.metadata import version
+                from grpo_gsm8k.rewards.gym import GymScorer
 
-                grade[name], versions[name] = _grade_by_generator, f"reasoning-gym {version('reasoning-gym')}"
+                scorer = GymScorer()
+                stack.callback(scorer.close)
+                grade[name], versions[name] = scorer.score_batch, scorer.version
                 continue
             grader = make_grader(name)
             stack.callback(grader.close)
@@ -43,9 +45,3 @@ def _by_gold(grader: Grader) -> Grade:
         return grader.grade_batch(texts, [problem.gold for problem in problems])
 
     return grade
-
-
-def _grade_by_generator(problems: Sequence[Problem], texts: Sequence[str]) -> list[Score]:
-    from grpo_gsm8k.data.gym import score
-
-    return [score(problem, text) for problem, text in zip(problems, texts, strict=True)]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +27,9 @@ from grpo_gsm8k.loops.rollouts import RolloutSampler
 from grpo_gsm8k.loops.training import TrainingRecord
 from grpo_gsm8k.runs.directory import RunDirectory
 from grpo_gsm8k.runs.metrics import METRICS
-from grpo_gsm8k.runs.rollout_files import read_rollouts, write_rollouts
+from grpo_gsm8k.runs.rollout_files import read_rollouts, rollout_digests, write_rollouts
 from grpo_gsm8k.runs.storage import digest, write_json
+from grpo_gsm8k.types import Rollout
 
 IN_FLIGHT = "rollouts_in_flight"
 ORDER = "problem_order.json"
@@ -40,7 +41,9 @@ class GrpoTask:
     """What is sampled, how it becomes updates, and when it is kept or given up.
 
     `seed_step` makes what randomness an update has (dropout) a function of the step; `check_ratio` sees the log-probs of
-    the first update of each start (of the run, or of its resumption) before any weight has changed.
+    the first update of each start (of the run, or of its resumption) before any weight has changed. Where that trains on
+    rollouts of older weights (overlap, past step 0), `check_rollouts` sees the next step's instead, which the engine has just
+    sampled with the learner's own weights; a run resumed at its last step has no such rollouts, and is not checked.
     """
 
     collector: Collector
@@ -50,6 +53,7 @@ class GrpoTask:
     learning_rate: Callable[[int], float]
     seed_step: Callable[[int], None]
     check_ratio: OnFirstUpdate
+    check_rollouts: Callable[[Sequence[Rollout]], None]
     save_rollouts_every: int
     patience: int
 
@@ -72,7 +76,11 @@ def train(
         is_kept = step % task.save_rollouts_every == 0 or step + 1 == task.num_steps
         before = learner.logprobs([plain_sequence(rollout) for rollout in found.rollouts]) if is_kept else None
         guarded = record.keeping_failed_batch(step + 1)
-        check = None if is_checked or (task.plan.stale and step > 0) else task.check_ratio
+        is_stale = task.plan.stale and step > 0
+        if is_stale and not is_checked and (ahead := rollouts.ahead()):
+            task.check_rollouts(ahead)
+            is_checked = True
+        check = None if is_checked or is_stale else task.check_ratio
         if check is not None:
             rollouts.wait()  # the check may use the engine
         done = update_policy(task.plan, found.groups, learner, step, task.learning_rate(step), guarded, check)
@@ -111,6 +119,11 @@ class RolloutSource:
         """Begins to sample a step with the weights that the engine has now, where that is asked for."""
         if self._pool is not None and step < self._num_steps:
             self._next = self._pool.submit(self._collector.collect, self._sampler, self._num_groups, step)
+
+    def ahead(self) -> list[Rollout]:
+        """Returns the rollouts that were begun ahead, once they are there; none where none were."""
+        self.wait()
+        return [] if self._ready is None else self._ready.rollouts
 
     def wait(self) -> None:
         """Waits for what is being sampled. Raises: what sampling raised."""
@@ -175,12 +188,8 @@ def _metrics(found: Collected, done: Updated, lr: float, publish_s: float, secon
 
 
 def _stages(found: Collected, done: Updated) -> dict[str, Any]:
-    rollouts = found.rollouts
     return {
-        "data": digest([[rollout.problem.id, rollout.sample_index] for rollout in rollouts]),
-        "prompt": digest([rollout.prompt_token_ids for rollout in rollouts]),
-        "sampled_tokens": digest([[rollout.token_ids, rollout.logprobs] for rollout in rollouts]),
-        "reward": digest([[rollout.score.value, rollout.score.status] for rollout in rollouts]),
+        **rollout_digests(found.rollouts),
         "advantage": digest(done.advantages),
         "loss": done.losses,
         "grad_norm": done.grad_norms,

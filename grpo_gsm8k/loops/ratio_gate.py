@@ -1,6 +1,6 @@
 """The gate before the first update: learner and engine are the same policy, or the run stops.
 
-At the first update of a run no weight has changed, so the learner's log-prob of every sampled token is the engine's, up to
+At the first update of a start no weight has changed, so the learner's log-prob of every sampled token is the engine's, up to
 rounding. Where it is not, each likely cause is tested, and the one that explains the difference is named.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from grpo_gsm8k.algorithms.mismatch import mismatch
 from grpo_gsm8k.algorithms.policy_loss import PolicyLoss
+from grpo_gsm8k.algorithms.rollout_sequences import sampled_sequence
 from grpo_gsm8k.engines.protocol import Engine
 from grpo_gsm8k.errors import HarnessError, ProofError
 from grpo_gsm8k.learners.protocol import Learner
@@ -32,7 +33,7 @@ from grpo_gsm8k.loops.ratio_causes import (
 )
 from grpo_gsm8k.loops.ratio_retokenised import try_retokenisation
 from grpo_gsm8k.tokenize import TokenSequence
-from grpo_gsm8k.types import Sampling
+from grpo_gsm8k.types import Rollout, Sampling
 
 log = logging.getLogger("grpo_gsm8k")
 
@@ -77,7 +78,15 @@ class RatioGate:
 
     def __call__(self, sequences: Sequence[TokenSequence], loss: PolicyLoss) -> None:
         """Lets the run go on, or says why not. Raises: ProofError."""
-        measured = self._measure(sequences, loss)
+        self._judge(sequences, self._measure(sequences, loss))
+
+    def check_rollouts(self, rollouts: Sequence[Rollout]) -> None:
+        """Does the same of rollouts that are not yet trained on (`GrpoTask.check_rollouts`). Raises: ProofError."""
+        sequences = [sampled_sequence(rollout) for rollout in rollouts if rollout.num_sampled]
+        if sequences:
+            self._judge(sequences, self._compare(sequences))
+
+    def _judge(self, sequences: Sequence[TokenSequence], measured: Mapping[str, float]) -> None:
         if measured["mean_abs"] <= self.tolerance:
             self._on_pass(
                 {
@@ -102,14 +111,13 @@ class RatioGate:
 
         The loss saw the learner's own log-probs where it is on-policy; otherwise its old log-probs are the engine's.
         """
-        if loss.on_policy:
-            found = loss.diagnostics()
-        else:
-            learned = [value for values in self._learner.logprobs(sequences) for value in values]
-            sampled = [value for sequence in sequences for value in _sampling_logprobs(sequence)]
-            found = mismatch(learned, sampled).metrics()
-        prefix = "mismatch/"
-        return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
+        return _named(loss.diagnostics()) if loss.on_policy else self._compare(sequences)
+
+    def _compare(self, sequences: Sequence[TokenSequence]) -> dict[str, float]:
+        """Returns the same, of the learner's log-probs worked out now against the engine's."""
+        learned = [value for values in self._learner.logprobs(sequences) for value in values]
+        sampled = [value for sequence in sequences for value in _sampling_logprobs(sequence)]
+        return _named(mismatch(learned, sampled).metrics())
 
     def _diagnose(self, sequences: Sequence[TokenSequence]) -> str:
         """Returns the likely cause, or which were tested in vain."""
@@ -155,6 +163,11 @@ def turns_of(sequence: TokenSequence) -> list[SampledTurn]:
 def _sampling_logprobs(sequence: TokenSequence) -> list[float]:
     values = sequence.extras["sampling_logprob"]
     return [value for value, trained in zip(values, sequence.trained, strict=True) if trained]
+
+
+def _named(metrics: Mapping[str, float]) -> dict[str, float]:
+    prefix = "mismatch/"
+    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
 
 
 def _try(name: str, cause: Cause, probe: Probe) -> Evidence:

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from grpo_gsm8k.engines.protocol import Engine, require
 from grpo_gsm8k.envs.protocol import Environment, Exchange, Observation, Outcome, Reply
-from grpo_gsm8k.errors import ConfigError, InputError, ProofError
+from grpo_gsm8k.errors import ConfigError, EnvironmentFailure, InputError, ProofError
 from grpo_gsm8k.runs.determinism import derive_seed
 from grpo_gsm8k.types import Completion, Problem, Prompt, Rollout, RolloutStop, Sampling, Score, Turn
 
@@ -168,7 +168,8 @@ class RolloutSampler:
         """Returns one rollout a request, in order; each turn is sampled with the seed of its address.
 
         Raises: ProofError when a turn's prompt does not begin with the one before, or the engine gives less than it must;
-        what the engine raises; InputError or ProofError of the environment, which are not of one rollout.
+        what the engine raises; InputError, ProofError or EnvironmentFailure of the environment, which are not
+        of one rollout.
         """
         growing = [_Growing(r, seed_of(r.problem.id, r.sample_index, 0)) for r in requests]
         live = growing
@@ -242,7 +243,7 @@ class RolloutSampler:
         exchanges = [rollout.exchange() for rollout in live]
         try:
             return [*self._replies(exchanges)]
-        except (InputError, ProofError):  # of the run, not of a rollout
+        except (InputError, ProofError, EnvironmentFailure):  # of the run, not of a rollout
             raise
         except Exception as error:
             log.debug("environment %s failed on %d exchanges", self._env.name, len(exchanges), exc_info=error)

@@ -7,14 +7,10 @@ which math-verify or sympy raises, is `error` with the reason, never `wrong`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
-from grpo_gsm8k.rewards.workers import WorkerPool
+from grpo_gsm8k.rewards.workers import DEFAULT_TIMEOUT_S, WorkerPool, checked_timeout, default_num_workers
 from grpo_gsm8k.types import Score
-
-DEFAULT_TIMEOUT_S = 10.0
-MAX_TIMEOUT_S = 240.0
 
 
 class MathGrader:
@@ -24,12 +20,8 @@ class MathGrader:
     version = "2"
 
     def __init__(self, num_workers: int = 0, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        if num_workers < 0:
-            raise ValueError(f"num_workers is {num_workers}; it must be 0 (one a CPU) or more")
-        if not 0 < timeout_s <= MAX_TIMEOUT_S:
-            raise ValueError(f"timeout_s is {timeout_s}; it must be more than 0 and at most {MAX_TIMEOUT_S:g}")
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._pool = WorkerPool("grpo_gsm8k.rewards.math_worker", num_workers or min(cpus, 8), timeout_s)
+        num_workers = default_num_workers(num_workers)
+        self._pool = WorkerPool("grpo_gsm8k.rewards.math_worker", num_workers, checked_timeout(timeout_s))
 
     def grade(self, completion: str, gold: str) -> Score:
         """Returns the score of one completion; prefer `grade_batch`, which uses all workers."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from grpo_gsm8k.errors import ConfigError, unknown_name
 from grpo_gsm8k.rewards.protocol import Grader
+from grpo_gsm8k.rewards.workers import DEFAULT_TIMEOUT_S
 from grpo_gsm8k.types import Score
 
 _CLASSES = {
@@ -17,18 +18,20 @@ _CLASSES = {
     "format_boxed": ("format", "BoxedFormatGrader"),
 }
 GRADERS: tuple[str, ...] = tuple(_CLASSES)
+IN_PROCESSES = frozenset({"math"})  # graded in worker processes, within a time limit; the others take bounded time
 JUDGES_OF_ANSWERS = frozenset({"gsm8k_strict", "numeric", "math"})
 
 
-def make_grader(name: str) -> Grader:
-    """Returns a new grader; the caller closes it.
+def make_grader(name: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> Grader:
+    """Returns a new grader; the caller closes it. `timeout_s` is of one grading, for those in processes of their own (math).
 
     Raises: ConfigError for a name that is not in `GRADERS`.
     """
     if name not in _CLASSES:
         raise ConfigError(unknown_name("grader", name, GRADERS))
     module, class_name = _CLASSES[name]
-    grader: Grader = getattr(importlib.import_module(f"grpo_gsm8k.rewards.{module}"), class_name)()
+    made = getattr(importlib.import_module(f"grpo_gsm8k.rewards.{module}"), class_name)
+    grader: Grader = made(timeout_s=timeout_s) if name in IN_PROCESSES else made()
     return grader
 
 

@@ -1,7 +1,7 @@
 """Worker processes with a real timeout: a hung one is killed by its parent, a crashed one replaced, nothing is lost.
 
 Workers are fresh interpreters (no fork: the parent may hold torch's or vLLM's threads), started once and kept warm. They read
-JSON lines on stdin and answer in order on stdout, so that a worker ends by itself when its parent dies.
+JSON lines on stdin and answer in order on stdout, so that a worker ends by itself when its parent dies (`rewards.serving`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,24 @@ from typing import Any
 from grpo_gsm8k.errors import EnvironmentFailure
 
 START_TIMEOUT_S = 120.0
+DEFAULT_TIMEOUT_S = 10.0
+MAX_TIMEOUT_S = 240.0
 CHUNK = 16
+
+
+def default_num_workers(num_workers: int) -> int:
+    """Returns the number of workers asked for; 0 stands for one a CPU, at most 8. Raises: ValueError below 0."""
+    if num_workers < 0:
+        raise ValueError(f"num_workers is {num_workers}; it must be 0 (one a CPU) or more")
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return num_workers or min(cpus, 8)
+
+
+def checked_timeout(timeout_s: float) -> float:
+    """Returns the timeout of a task. Raises: ValueError when it is not above 0 and at most `MAX_TIMEOUT_S`."""
+    if not 0 < timeout_s <= MAX_TIMEOUT_S:
+        raise ValueError(f"timeout_s is {timeout_s}; it must be more than 0 and at most {MAX_TIMEOUT_S:g}")
+    return timeout_s
 
 
 class _Worker:

@@ -35,8 +35,8 @@ class Span:
 class MaskedRollout:
     """A rollout and the kind of each of its tokens, the prompt's first.
 
-    `cause` says why no token is trained, None where one is. `is_fault`: it should have been trained on (a rollout that the
-    algorithm leaves out by choice, such as one of a group whose rewards are all equal, is none).
+    `cause` says why no token is trained, None where one is. `is_fault`: it should have been trained on (a rollout that is left
+    out by choice, such as one of a group whose rewards are all equal, or a truncated one under `mask_truncated`, is none).
     """
 
     stored: StoredRollout
@@ -112,7 +112,7 @@ def _why_untrained(stored: StoredRollout, mask_truncated: bool, window: int | No
         return f"its grader or environment failed, so it has no reward: {rollout.score.explanation}", False
     if cut and mask_truncated:
         limit = f"ended by {rollout.stop_reason} after {rollout.num_sampled} sampled tokens"
-        return f"masked because truncated: {limit}, and mask_truncated is on", True
+        return f"masked as asked for by mask_truncated: {limit}", False
     return "left out of the update by choice: its group's rewards are all equal, or it was not kept", False
 
 

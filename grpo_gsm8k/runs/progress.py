@@ -16,6 +16,7 @@ class Progress:
     def __init__(self, label: str, total: int, *, done: int = 0, unit: str = "completions") -> None:
         self.label, self.total, self.done, self.unit = label, total, done, unit
         self._first, self._began, self._shown, self._note = done, time.monotonic(), time.monotonic(), ""
+        self._printed: int | None = None
         self._bar: Any = None
         if sys.stderr.isatty():
             from rich.console import Console
@@ -34,7 +35,7 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self.total > 0:
+        elif self.total > 0 and self._printed != self.done:
             self._print()
 
     def update(self, done: int = 1, note: str = "") -> None:
@@ -51,6 +52,7 @@ class Progress:
         return (self.done - self._first) / max(time.monotonic() - self._began, 1e-9)
 
     def _print(self) -> None:
+        self._printed = self.done
         rate = self._rate()
         eta = f", ETA {(self.total - self.done) / rate:.0f} s" if rate > 0 and self.done < self.total else ""
         line = f"{self.label}: {self.done}/{self.total} {self.unit}, {rate:.1f}/s{eta}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from grpo_gsm8k.errors import DataError
 from grpo_gsm8k.runs.directory import RunDirectory
-from grpo_gsm8k.runs.storage import json_line, make_folder, write_bytes
+from grpo_gsm8k.runs.storage import digest, json_line, make_folder, read_plain, write_bytes
 from grpo_gsm8k.types import Problem, Rollout, Score, Turn
 
 FOLDER = "rollouts"
@@ -35,6 +36,26 @@ class StoredRollout:
     advantage: float | None = None
     trained: bool | None = None
     learner_logprobs: tuple[float, ...] | None = None
+
+
+def rollout_digests(rollouts: Sequence[Rollout]) -> dict[str, str]:
+    """Returns the ledger's stages of a step's rollouts, by stage.
+
+    `data` and `reward` are the sha256 of JSON. `prompt` and `sampled_tokens` are that of bytes, little-endian: of each rollout
+    the number of tokens and the tokens (int64), for `sampled_tokens` followed by their log-probs (float64).
+    Raises: struct.error for tokens that are no such numbers.
+    """
+    prompts, sampled = hashlib.sha256(), hashlib.sha256()
+    for rollout in rollouts:
+        num_prompt, num = len(rollout.prompt_token_ids), len(rollout.token_ids)
+        prompts.update(struct.pack(f"<{num_prompt + 1}q", num_prompt, *rollout.prompt_token_ids))
+        sampled.update(struct.pack(f"<{num + 1}q{len(rollout.logprobs)}d", num, *rollout.token_ids, *rollout.logprobs))
+    return {
+        "data": digest([[rollout.problem.id, rollout.sample_index] for rollout in rollouts]),
+        "prompt": prompts.hexdigest(),
+        "sampled_tokens": sampled.hexdigest(),
+        "reward": digest([[rollout.score.value, rollout.score.status] for rollout in rollouts]),
+    }
 
 
 def rollout_path(run_path: Path, step: int) -> Path:
@@ -109,7 +130,7 @@ def read_rollouts(path: Path) -> list[StoredRollout]:
     Raises: DataError when the file is missing, cut short or altered.
     """
     try:
-        content = path.read_bytes()
+        content = read_plain(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
     lines = content.split(b"\n")

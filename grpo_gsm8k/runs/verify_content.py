@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from grpo_gsm8k.errors import DataError
-from grpo_gsm8k.runs.rollout_files import read_rollouts
+from grpo_gsm8k.runs.rollout_files import read_rollouts, rollout_digests
 from grpo_gsm8k.runs.storage import digest
 from grpo_gsm8k.runs.verification import Verification, counted
 
 LEDGER, METRICS = "ledger.jsonl", "metrics.jsonl"
 # Whatever a damaged row may do to what reads it as a whole one.
-UNLIKE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+UNLIKE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, struct.error)
 
 
 def check_lines(found: Verification) -> None:
@@ -87,13 +88,7 @@ def check_rollouts(found: Verification) -> None:
     for step, name in _steps(found, "rollouts"):
         try:
             stored = read_rollouts(found.path / name)
-            rollouts = [entry.rollout for entry in stored]
-            actual = {
-                "data": digest([[rollout.problem.id, rollout.sample_index] for rollout in rollouts]),
-                "prompt": digest([rollout.prompt_token_ids for rollout in rollouts]),
-                "sampled_tokens": digest([[rollout.token_ids, rollout.logprobs] for rollout in rollouts]),
-                "reward": digest([[rollout.score.value, rollout.score.status] for rollout in rollouts]),
-            }
+            actual = rollout_digests([entry.rollout for entry in stored])
             if all(entry.advantage is not None for entry in stored):
                 actual["advantage"] = digest([entry.advantage for entry in stored])
         except DataError as error:
@@ -196,7 +191,7 @@ def _check_aggregate(found: Verification, step: int, num_rows: int, correct: Map
 
 
 def _equal(said: Any, accuracy: float) -> bool:
-    return isinstance(said, int | float) and math.isclose(said, accuracy, abs_tol=1e-9)
+    return isinstance(said, int | float) and 0 <= said <= 1 and math.isclose(said, accuracy, abs_tol=1e-9)
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, bool]:

@@ -6,13 +6,18 @@ import contextlib
 import hashlib
 import io
 import json
+import shutil
+import struct
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import grpo_gsm8k
 from grpo_gsm8k.cli import main
+from grpo_gsm8k.errors import InputError
 from grpo_gsm8k.runs.checkpoints import Checkpoints
 from grpo_gsm8k.runs.directory import RunDirectory
+from grpo_gsm8k.runs.following import ending
 from grpo_gsm8k.runs.lifecycle import running
 from grpo_gsm8k.runs.rollout_files import write_rollouts
 from grpo_gsm8k.types import Problem, Rollout, Score, Turn
@@ -21,23 +26,58 @@ NUM_PROBLEMS = 4
 
 
 def ask(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Returns what `runs …` printed and its exit code, run in this process; a traceback would be raised."""
-    out, err = io.StringIO(), io.StringIO()
+    """Returns what `runs …` printed and its exit code, run in this process."""
+    return call("runs", *arguments)
+
+
+def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Returns what a command printed, as a terminal of UTF-8 takes it, and its exit code; run in this process."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict", write_through=True) for _ in range(2))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main(["runs", *map(str, arguments)])
-    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+        code = main([str(argument) for argument in arguments])
+    said = [stream.buffer.getvalue().decode() for stream in (out, err)]  # type: ignore[attr-defined]
+    return subprocess.CompletedProcess(arguments, code, *said)
 
 
-def ask_all(run: Path) -> dict[str, subprocess.CompletedProcess[str]]:
-    """Returns what each command that reads runs says of this one."""
-    artifacts = run.parent.parent
-    return {
-        "list": ask("list", "--artifacts-dir", artifacts),
-        "show": ask("show", run),
-        "tail": ask("tail", run),
-        "verify": ask("verify", run),
-        "compare": ask("compare", f"{run}@0", run),
+def ask_all(run: Path, *, leave_out: tuple[str, ...] = ()) -> dict[str, subprocess.CompletedProcess[str]]:
+    """Returns what each command that reads runs says of this one; a page that it wrote counts as said."""
+    artifacts, out = run.parent.parent, run.parent.parent / "asked"
+    here = ("--artifacts-dir", artifacts)
+    commands: dict[str, tuple[object, ...]] = {
+        "list": ("runs", "list", *here),
+        "show": ("runs", "show", run, "--all"),
+        "verify": ("runs", "verify", run),
+        "compare": ("runs", "compare", f"{run}@0", run),
+        "audit": ("runs", "audit", run),
+        "runs report": ("runs", "report", run, "--out", out / "report.html"),
+        "report": ("report", run),
+        "csv": ("runs", "export", run, "--to", "csv", "--out", out),
+        "tensorboard": ("runs", "export", run, "--to", "tensorboard", "--out", out),
+        "rerun": ("runs", "rerun", run, "--out", out),
+        "rerun --steps": ("runs", "rerun", run, "--out", out, "--steps", 1),
+        "certify-resume": ("runs", "certify-resume", run, "--at", 1),
+        "env rollouts": ("env", "rollouts", run, *here),
+        "env loss-mask": ("env", "loss-mask", run, "--html", out / "mask.html", *here),
     }
+    said = {name: call(*arguments) for name, arguments in commands.items() if name not in leave_out}
+    for name, page in (("runs report", out / "report.html"), ("report", run / "report.html")):
+        if name in said and said[name].returncode == 0:
+            said[name].stdout += page.read_text(encoding="utf-8")
+    if not is_waiting(run):
+        said["tail"] = ask("tail", run)
+    return said
+
+
+def is_waiting(run: Path) -> bool:
+    """Returns whether the damage made a run of this very process out of it, which `tail` would follow for ever."""
+    try:
+        return ending(run) is None
+    except InputError:
+        return False
+
+
+def sha256_packed(*parts: Any) -> str:
+    return hashlib.sha256(b"".join(struct.pack(form, *values) for form, *values in parts)).hexdigest()
 
 
 def sha256(value: Any) -> str:
@@ -74,8 +114,8 @@ def fill(run: RunDirectory, artifacts: Path) -> None:
         run.append("metrics.jsonl", {"step": step, "reward/mean": 1 / 3, "train/loss": -0.01})
         line = {
             "data": sha256([[f"t{number}", 0] for number in range(3)]),
-            "prompt": sha256([[5, number] for number in range(3)]),
-            "sampled_tokens": sha256([[[7, number], [-0.5, -0.25]] for number in range(3)]),
+            "prompt": sha256_packed(*(("<3q", 2, 5, number) for number in range(3))),
+            "sampled_tokens": sha256_packed(*(("<3q2d", 2, 7, number, -0.5, -0.25) for number in range(3))),
             "reward": sha256([[float(number == 0), "correct" if number == 0 else "wrong"] for number in range(3)]),
             "advantage": sha256(advantages),
         }
@@ -83,6 +123,7 @@ def fill(run: RunDirectory, artifacts: Path) -> None:
     write_rollouts(run, 2, rollouts, advantages=advantages)
     with Checkpoints(run, None).writing(2) as path:
         (path / "model.safetensors").write_bytes(b"weights" * 100)
+        shutil.copyfile(Path(grpo_gsm8k.__file__).parent / "models/tiny/tokenizer.json", path / "tokenizer.json")
         data_sha256 = hashlib.sha256((run.path / "data.json").read_bytes()).hexdigest()
         state = {"step": 2, "config_sha256": sha256(values), "data_sha256": data_sha256}
         (path / "trainer_state.json").write_text(json.dumps(state))
@@ -98,14 +139,21 @@ def evaluate(run: RunDirectory, step: int, solved: list[bool]) -> None:
         row |= {
             "prompt_token_ids": [3, number],
             "completion": f"{step}",
+            "num_prompt_tokens": 2,
+            "num_completion_tokens": 2,
+            "stop_reason": "eos",
+            "seed": number,
+            "disagreement": False,
             "token_ids": [9, number],
             "scores": {"numeric": verdict},
         }
         run.append(f"eval/step_{step}.jsonl", row)
     accuracy = sum(solved) / len(solved)
-    graders = {"numeric": {"accuracy": accuracy, "ci95": [0.0, 1.0]}}
+    counts = {"correct": sum(solved), "wrong": len(solved) - sum(solved), "unparsed": 0, "error": 0}
+    graders = {"numeric": {"accuracy": accuracy, "ci95": [0.0, 1.0], "wilson95": [0.0, 1.0], **counts}}
     numbers = {"step": step, "num_problems": len(solved), "num_samples": 1, "primary_grader": "numeric", "accuracy": accuracy}
-    run.write_json(f"eval/step_{step}.json", {**numbers, "ci95": [0.0, 1.0], "graders": graders})
+    others = {"truncated": 0, "disagreements": 0, "mean_prompt_tokens": 2.0, "mean_completion_tokens": 2.0}
+    run.write_json(f"eval/step_{step}.json", {**numbers, **others, "ci95": [0.0, 1.0], "graders": graders})
     run.append("metrics.jsonl", {"step": step, "eval/num_problems": len(solved), "eval/numeric/accuracy": accuracy})
     line = {
         "eval/data": sha256([[f"p{number}", f"Question {number}?", "7"] for number in range(len(solved))]),

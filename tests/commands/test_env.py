@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from grpo_gsm8k.cli import main
 from grpo_gsm8k.envs.registry import ENV_NAMES
+from grpo_gsm8k.runs.rollout_files import write_rollouts
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runs"))
 
-from reward_runs import make_reward_run
+from reward_runs import make_reward_run, make_rollout
 
 
 @pytest.fixture(autouse=True)
@@ -68,17 +70,15 @@ def test_the_loss_mask_of_an_environment_is_printed_and_written_as_a_page(capsys
     assert '<i class="t" title=' in Path("loss_mask_calculator_inline.html").read_text("utf-8")
 
 
-def test_a_rollout_without_a_trained_token_fails_with_its_cause_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mask_that_was_asked_for_is_stated_and_is_no_fault(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["env", "loss-mask", "tiny", "--num", "3", "--max_new_tokens", "3", "--html", "page.html"]
     assert main(arguments) == 0
     capsys.readouterr()
-    assert main([*arguments, "--mask_truncated", "true"]) == 2
+    assert main([*arguments, "--mask_truncated", "true"]) == 0
     printed = capsys.readouterr()
-    assert "3 without a trained token: masked because truncated" in printed.out
-    assert printed.err.startswith("error: 3 of 3 rollouts have no trained token; the first, tiny/train/")
-    assert printed.err.endswith(
-        ": masked because truncated: ended by length after 3 sampled tokens, and mask_truncated is on\n"
-    )
+    assert "3 without a trained token: masked as asked for by mask_truncated" in printed.out
+    assert "ended by length after 3 sampled tokens" in printed.out
+    assert "error" not in printed.err
     assert Path("page.html").exists()
 
 
@@ -100,10 +100,17 @@ def test_a_runs_rollouts_are_shown_by_step_and_its_mask_fails_for_all_steps(
     assert "advantage " in printed
     assert main(["env", "rollouts", run.path.name, "--step", "2"]) == 2
     assert "kept no rollouts of step 2; there are 1, 3" in capsys.readouterr().err
+    assert main(["env", "loss-mask", str(run.path)]) == 0
+    assert "2 without a trained token: masked as asked for by mask_truncated" in capsys.readouterr().out
+    untrained = replace(make_rollout(99), token_ids=(), sampled=(), logprobs=())
+    write_rollouts(run, 1, [make_rollout(3), untrained], trained=[True, True])
     assert main(["env", "loss-mask", str(run.path)]) == 2
     printed_mask = capsys.readouterr()
-    assert "32 rollouts" in printed_mask.out
-    assert "2 of 32 rollouts have no trained token; the first, calculator/train/99/0: masked because" in printed_mask.err
+    assert "18 rollouts" in printed_mask.out
+    assert printed_mask.err.startswith(
+        "error: 1 of 18 rollouts have no trained token; the first, calculator/train/99/0: missing"
+    )
+    assert printed_mask.err.count("\n") == 1
     assert "calculator/train/99/0" in printed_mask.out
     assert (run.path / "loss_mask.html").exists()
 

@@ -68,11 +68,18 @@ def test_rounds_from_the_first_weights_are_resumed_with_the_same_bits(tmp_path: 
     assert facts(run) == facts(whole)
 
 
-def test_a_cap_keeps_so_many_of_a_problem(tmp_path: Path) -> None:
+def test_a_cap_keeps_so_many_of_a_problem_and_a_warm_up_that_is_cut_is_said(tmp_path: Path) -> None:
     done = here(
-        tmp_path, *COMMON[:3], *SMALL.replace("--num_rounds 3", "--num_rounds 1").split(), "--max_kept_per_problem", "1"
+        tmp_path,
+        *COMMON[:3],
+        *SMALL.replace("--num_rounds 3", "--num_rounds 1").split(),
+        "--max_kept_per_problem",
+        "1",
+        "--warmup_steps",
+        "3",
     )
     assert done.returncode == 0, done.stderr
+    assert "round 1 has 2 updates, so its warm-up is all of them and not warmup_steps, 3" in done.stderr
     (run,) = (tmp_path / "artifacts" / "runs").iterdir()
     kept = [line["problem_id"] for line in read_lines(run / "expert_data/round_1.jsonl") if line["verdict"] == "kept"]
     assert len(kept) == len(set(kept)) > 0
@@ -108,6 +115,13 @@ def test_whatever_the_sampling_temperature_it_fine_tunes_at_1(tmp_path: Path) ->
         losses[temperature] = -sum(values) / len(values)
     assert row["train/loss"] == pytest.approx(losses[1.0], rel=1e-5)
     assert abs(losses[0.5] / losses[1.0] - 1) > 0.05  # so that the two are told apart
+
+
+def test_a_warm_up_longer_than_any_round_is_refused(tmp_path: Path) -> None:
+    done = here(tmp_path, *COMMON, "--warmup_steps", "4", "--dry-run")  # 24 * 4 rollouts, 2 passes by 64
+    assert done.returncode == 2
+    assert "each round warms up anew and has at most 3 updates (all its rollouts kept); allowed is 0 to 3" in done.stderr
+    assert here(tmp_path, *COMMON, "--warmup_steps", "3", "--dry-run").returncode == 0
 
 
 def test_limits_that_keep_nothing_are_refused(tmp_path: Path) -> None:

@@ -108,7 +108,8 @@ OTHER_WAYS: dict[str, dict[str, str | int | float]] = {
 def test_resumed_from_a_checkpoint_every_way_of_training_ends_with_the_same_bits(
     options: dict[str, str | int | float], tmp_path: Path
 ) -> None:
-    done = here(tmp_path, *arguments(**options, max_steps=3, keep_last=9, eval_examples=8))
+    is_ahead = "overlap" in options  # a step more, so that resumed at 2 it has rollouts ahead, which its gate looks at
+    done = here(tmp_path, *arguments(**options, max_steps=4 if is_ahead else 3, keep_last=9, eval_examples=8))
     assert done.returncode == 0, done.stderr
     run = last_run(tmp_path)
     before = facts(run)
@@ -117,6 +118,10 @@ def test_resumed_from_a_checkpoint_every_way_of_training_ends_with_the_same_bits
     done = here(tmp_path, "grpo", "--resume", str(run / "checkpoints/step-2"))
     assert done.returncode == 0, done.stderr
     assert facts(run) == before
+    gate = json.loads((run / "sys/start-2/ratio_gate.json").read_bytes())
+    assert gate["mean_abs"] < 1e-5
+    if is_ahead:
+        assert gate["num_sequences"] == 8 * 4
 
 
 @pytest.mark.parametrize("algorithm", ["reinforce", "reinforce_baseline", "rloo", "grpo", "dapo", "gspo", "cispo"])
@@ -172,6 +177,17 @@ def test_training_on_the_eval_set_is_refused_with_examples_unless_allowed_on_rec
     done = here(tmp_path, *arguments(**own, allow_overlap="true"))
     assert done.returncode == 0, done.stderr
     assert json.loads((last_run(tmp_path) / "overlap.json").read_bytes())["num_overlapping"] == 2
+
+
+def test_a_dry_run_shows_the_algorithm_that_is_named_without_the_parts_of_the_preset(tmp_path: Path) -> None:
+    config = tmp_path / "mine.toml"
+    config.write_text('command = "grpo"\nalgorithm = "dr_grpo"\nscale = "group_std"\nzero_variance = "drop"\n', "utf-8")
+    shown = json.loads(here(tmp_path, "grpo", "--config", str(config), "--dry-run").stdout)
+    assert shown["values"]["scale"] == "group_std"
+    named = here(tmp_path, "grpo", "--config", str(config), "--algorithm", "rloo", "--zero-variance", "keep", "--dry-run")
+    shown = json.loads(named.stdout)
+    assert (shown["values"]["scale"], shown["values"]["zero_variance"]) == (None, "keep")
+    assert shown["sources"]["scale"] == f"auto: algorithm rloo is named, so file {config} does not say its scale"
 
 
 def test_a_task_without_any_distinct_reward_stops_and_says_why(tmp_path: Path) -> None:

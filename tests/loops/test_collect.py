@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import pytest
 from envs_for_tests import EOS, SumEnv, decode, problem, prompt
 
+from grpo_gsm8k.data import gym
 from grpo_gsm8k.engines.scripted import ScriptedEngine
+from grpo_gsm8k.envs.dataset import DatasetEnv
 from grpo_gsm8k.envs.protocol import Exchange, Outcome, Reply
 from grpo_gsm8k.errors import ProofError
-from grpo_gsm8k.loops.collect import Collector, collected_metrics, has_distinct_rewards
+from grpo_gsm8k.loops.collect import Collected, Collector, collected_metrics, has_distinct_rewards
 from grpo_gsm8k.loops.curriculum import PassOrder, PassRateOrder
-from grpo_gsm8k.loops.rollouts import RolloutLimits, RolloutSampler
+from grpo_gsm8k.loops.rollouts import RolloutLimits, RolloutRequest, RolloutSampler
+from grpo_gsm8k.rewards.gym import GymScorer
 from grpo_gsm8k.runs.determinism import derive_seed
 from grpo_gsm8k.types import Completion, Prompt, Rollout, Sampling, Score
 
@@ -180,3 +184,32 @@ def test_more_failures_than_allowed_stop_the_run_in_one_line_that_names_the_firs
     assert text.startswith(f"step 7: grader or environment failed on {num.num_errors} of {num.num_sampled} rollouts")
     assert "max_error_rate allows 5 %" in text
     assert text.endswith(f"the first: {order[1]}: the grader died: Traceback of three lines")
+
+
+@pytest.mark.slow
+def test_a_scorer_that_hangs_is_recorded_on_its_rollout_and_too_many_stop_the_run() -> None:
+    problems, _ = gym.generate_mixture(gym.parse_mixture({"datasets": {"countdown": {}}}), "train", 2, 0)
+    hung = problems[1].id
+    says = {problems[0].id: [problems[0].answer, "1+1"], hung: [problems[1].answer, "9**9**9**9"]}
+
+    def write(prompt: Prompt, seed: int) -> Completion:
+        return Completion((seed, EOS), (-0.5, 0.0), "eos")
+
+    def read(ids: Sequence[int]) -> str:  # the seed is written so that it says which text of which problem this is
+        return f"<answer>{says[problems[ids[0] // 2].id][ids[0] % 2]}</answer>"
+
+    def by_place(problem_id: str, sample_index: int, turn: int) -> int:
+        return 2 * [one.id for one in problems].index(problem_id) + sample_index
+
+    requests = [RolloutRequest(one, Prompt(one.id, (1,), one.question), sample) for one in problems for sample in range(2)]
+    with closing(DatasetEnv("gym", {"train": problems}, GymScorer(num_workers=1, timeout_s=1.0))) as env:
+        sampler = RolloutSampler(env, ScriptedEngine(write), Sampling(1.0), RolloutLimits(1, 64), read)
+        batch = sampler.sample(requests, by_place)
+    assert [rollout.score.status for rollout in batch.rollouts] == ["correct", "wrong", "correct", "error"]
+    assert batch.num_grader_errors == 1
+    found = Collected()
+    found.add(batch, 2)
+    with pytest.raises(ProofError) as caught:
+        collector(2)._check_errors(found, 0)
+    assert "failed on 1 of 4 rollouts (25 %" in str(caught.value)
+    assert str(caught.value).endswith(f"{hung}: reasoning-gym's scorer of countdown: timed out after 1 s")

@@ -176,6 +176,26 @@ def test_rollouts_sampled_ahead_are_measured_against_the_learner_and_not_against
     assert cause_in(refusal(tmp_path, engine, stale=True)) == "temperature"
 
 
+@pytest.mark.parametrize("really", [1.5, 1.0])
+def test_rollouts_that_are_not_trained_on_yet_pass_the_gate_or_are_refused_with_the_cause(
+    tmp_path: Path, really: float
+) -> None:
+    engine = engine_of()
+    engine.sampling = lambda sampling: replace(sampling, temperature=really)
+    groups = rollouts_of(engine, WARM, render_batch(engine.tokenizer, PROBLEMS, template="question"))
+    ahead = [one for group in groups for one in group]
+    with opened(tmp_path, engine, WARM, learner_of(WARM.temperature), None) as (gate, passed):
+        if really == WARM.temperature:
+            gate.check_rollouts(ahead)
+            assert passed[0]["num_sequences"] == len(ahead)
+            assert 0 < passed[0]["mean_abs"] < 1e-5
+            return
+        with pytest.raises(ProofError, match="not the same policy") as caught:
+            gate.check_rollouts(ahead)
+    assert cause_in(str(caught.value)) == "temperature"
+    assert not passed
+
+
 def test_half_precision_has_a_wider_tolerance(tmp_path: Path) -> None:
     record = step(tmp_path, engine_of("bfloat16"))
     assert record["tolerance"] == 0.05

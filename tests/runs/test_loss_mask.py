@@ -61,10 +61,14 @@ NO_IDS = replace(make_rollout(3), token_ids=(), sampled=(), logprobs=())
         (StoredRollout(unsampled(stop_reason="error", score=FAILED)), "the environment failed before the first answer", True),
         (
             StoredRollout(make_rollout(3, stop="max_turns")),
-            "masked because truncated: ended by max_turns after 21 sampled",
-            True,
+            "masked as asked for by mask_truncated: ended by max_turns after 21 sampled",
+            False,
         ),
-        (StoredRollout(make_rollout(3, stop="length"), 0.5, False), "masked because truncated: ended by length", True),
+        (
+            StoredRollout(make_rollout(3, stop="length"), 0.5, False),
+            "masked as asked for by mask_truncated: ended by length",
+            False,
+        ),
         (StoredRollout(make_rollout(3), 0.0, False), "left out of the update by choice", False),
         (StoredRollout(replace(make_rollout(3), score=FAILED), 0.0, False), "its grader or environment failed", False),
     ],
@@ -125,7 +129,7 @@ def test_the_loss_mask_page_holds_every_token_and_asks_the_network_for_nothing(t
     assert "a &lt;run&gt;" in page
     assert page.count('<i class="t" title="') == stored[0].rollout.num_sampled
     assert page.count('<i class="x" title="') == stored[1].rollout.num_sampled
-    assert "<li>1: masked because truncated</li>" in page
+    assert "<li>1: masked as asked for by mask_truncated</li>" in page
     assert "http" not in page.replace('http-equiv="Content-Security-Policy"', "")
     assert "<script" not in page
 
