@@ -6,8 +6,11 @@ Exit codes: 0 done · 1 the environment or a proof failed · 2 bad input · 130 
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 
 import click
@@ -33,7 +36,11 @@ COMMANDS = {
     "env": ("grpo_gsm8k.commands.env:group", "List and verify environments; show rollouts and what of them is trained on."),
     "runs": ("grpo_gsm8k.commands.runs:group", "Compare the evaluations of runs, problem by problem."),
     "report": ("grpo_gsm8k.commands.report:command", "Write report.html of a run directory."),
+    "doctor": ("grpo_gsm8k.commands.doctor:command", "Check this machine for runs: GPU, torch, vLLM, memory, disk, hub."),
 }
+
+
+MAX_CHARS = 4000  # of a line that says what went wrong
 
 
 class LazyGroup(click.Group):
@@ -72,6 +79,9 @@ def cli() -> None:
 
 def run_command(command: click.Command, arguments: Sequence[str] | None, name: str) -> int:
     """Returns the exit code of a click command; what goes wrong is said in one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # text of a damaged file, or a terminal that lacks a character
     try:
         with signals_raise():
             command.main(args=None if arguments is None else list(arguments), prog_name=name, standalone_mode=False)
@@ -95,13 +105,28 @@ def run_command(command: click.Command, arguments: Sequence[str] | None, name: s
         return 1
     except Exception as error:
         kept = [note for note in getattr(error, "__notes__", []) if "run.log" in note]
-        if not kept:
-            raise
-        return _say(f"unexpected failure: {type(error).__name__}: {' '.join(str(error).split())} ({kept[0]})", 1)
+        if isinstance(error, OSError) and error.strerror and not kept:  # a folder that may not be entered, a name too long
+            return _say(f"{error.strerror}{'' if error.filename is None else f': {os.fsdecode(error.filename)}'}", 1)
+        where = kept[0] if kept else _keep_traceback()
+        return _say(f"unexpected failure: {type(error).__name__}: {' '.join(str(error).split())} ({where})", 1)
 
 
-def _say(line: str, code: int) -> int:
-    click.echo(scrub(f"error: {line}" if code not in (130, 143) else line), err=True)
+def _keep_traceback() -> str:
+    """Returns in words where the traceback that is being handled was kept: a failure outside of a run has no run.log."""
+    try:
+        descriptor, name = tempfile.mkstemp(prefix="grpo_gsm8k_", suffix=".traceback")
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(scrub(traceback.format_exc()))
+    except OSError as error:
+        return f"its traceback could not be kept: {error.strerror or error}"
+    return f"traceback in {name}"
+
+
+def _say(said: str, code: int) -> int:
+    """Prints one line, whatever text of a damaged file stands in it, and returns the exit code."""
+    line = "".join(char if char.isprintable() else "\ufffd" for char in " ".join(said.split()))
+    shown = line if len(line) <= MAX_CHARS else f"{line[:MAX_CHARS]}… ({len(line) - MAX_CHARS:,} more characters)"
+    click.echo(scrub(f"error: {shown}" if code not in (130, 143) else shown), err=True)
     return code
 
 

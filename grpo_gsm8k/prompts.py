@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from grpo_gsm8k.errors import PromptError, unknown_name
+from grpo_gsm8k.runs.storage import read_plain
 from grpo_gsm8k.types import Problem, Prompt
 
 TEMPLATES_DIR = Path(__file__).with_name("templates")
@@ -104,7 +105,7 @@ def load_template(name_or_path: str | Path) -> Template:
     else:
         raise PromptError(unknown_name("template", text, shipped) + "; a template of your own is given by its path")
     try:
-        raw = path.read_bytes()
+        raw = read_plain(path)
         return _parse(name, raw.decode("utf-8").replace("\r\n", "\n"), hashlib.sha256(raw).hexdigest())
     except OSError as error:
         raise PromptError(f"template {text}: cannot be read ({error.strerror or error})") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,8 +14,10 @@ from grpo_gsm8k.envs.registry import ENV_NAMES
 from grpo_gsm8k.errors import DataError, InputError, unknown_name
 from grpo_gsm8k.runs.directory import open_run
 from grpo_gsm8k.runs.loss_mask import MaskedRollout, mask_rollout
+from grpo_gsm8k.runs.reading import reading
 from grpo_gsm8k.runs.report_rollouts import sample, saved_steps
 from grpo_gsm8k.runs.rollout_files import StoredRollout, read_rollouts, rollout_path
+from grpo_gsm8k.runs.storage import parse_json, read_plain
 from grpo_gsm8k.runs.token_texts import Decode, run_decoder
 
 
@@ -41,7 +42,8 @@ def find_rollouts(target: str, config: EnvRolloutsConfig, *, mask_truncated: boo
         if Path(target).exists() or target == "latest":
             raise
         raise InputError(f"{unknown_name('environment', target, ENV_NAMES)}, and no run is called so") from None
-    return _of_run(run, config)
+    with reading(run):
+        return _of_run(run, config)
 
 
 def open_source(name: str, config: EnvSource) -> Environment:
@@ -109,7 +111,7 @@ def _tokenizer_decoder(model_id: str, revision: str | None) -> Decode:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
+        value = parse_json(read_plain(path))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
     return value if isinstance(value, dict) else {}

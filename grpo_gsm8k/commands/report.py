@@ -14,8 +14,8 @@ from grpo_gsm8k.runs.directory import open_run
 @click.option("--artifacts-dir", default="artifacts", help="Folder under which runs/ lies.", show_default=True)
 def command(run: str, artifacts_dir: str) -> None:
     """Write report.html of RUN (a path, a name under runs/, or latest) from its directory alone."""
+    from grpo_gsm8k.runs.reading import reading
     from grpo_gsm8k.runs.report import write_report
-    from grpo_gsm8k.runs.report_page import reading
 
     path = open_run(run, Path(artifacts_dir)).path
     with reading(path):

@@ -42,6 +42,7 @@ CONFIGS: dict[str, type[RunOptions]] = {
     "data render-eval": RenderEvalConfig,
     "data render-pairs": RenderPairsConfig,
 }
+ASKS = {"traces generate": "its server would answer otherwise"}
 TRAINING = ("sft", "expert-iteration", "grpo")
 INPUTS = ("eval_path", "data_path", "eval_set_path", "infile", "shots_path", "env_path", "source", "adapter")
 ONLY_EVALUATES = "grpo_gsm8k.fast_eval_vllm"  # `eval` that prepares no data
@@ -69,8 +70,9 @@ def restore(record: RunRecord, artifacts: Path, *, other_code: bool = False) -> 
     InputError for an input that is not there.
     """
     if record.command not in CONFIGS:
+        why = f" ({ASKS[record.command]})" if record.command in ASKS else ""
         allowed = ", ".join(CONFIGS)
-        raise ConfigError(f"{record.path} is a run of {record.command!r}, which cannot be done again; allowed: {allowed}")
+        raise ConfigError(f"{record.path} is a run of {record.command!r}, which cannot be done again{why}; allowed: {allowed}")
     given = _given(record, other_code)
     hidden = [key for key, value in given.items() if REDACTED in json.dumps(value)]
     if hidden:
@@ -167,9 +169,9 @@ class Again:
             raise EngineError(f"the run did not start (exit code {self.process.returncode}); what it said stands above")
         return self.path
 
-    def poll(self) -> bool:
+    def poll(self, wait_s: float = POLL_S) -> bool:
         """Returns whether the process still runs, after a short wait."""
-        time.sleep(POLL_S)
+        time.sleep(wait_s)
         return self.process.poll() is None
 
 

@@ -22,6 +22,8 @@ def command(run: str, target: str, out: Path | None, artifacts_dir: str) -> None
     is only read; exporting again replaces the export.
     """
     from grpo_gsm8k.runs.export import EXPORTS
+    from grpo_gsm8k.runs.reading import reading
 
     found = open_run(run, Path(artifacts_dir)).path
-    click.echo(EXPORTS[target](found, out or Path(artifacts_dir) / "exports" / found.resolve().name))
+    with reading(found):
+        click.echo(EXPORTS[target](found, out or Path(artifacts_dir) / "exports" / found.resolve().name))

@@ -40,8 +40,8 @@ def command(runs: tuple[str, ...], out: Path | None, num_trajectories: int, seed
     by side. Nothing but the run directories is read, and they are not changed.
     """
     from grpo_gsm8k.runs.directory import open_run
+    from grpo_gsm8k.runs.reading import reading
     from grpo_gsm8k.runs.report import render_report
-    from grpo_gsm8k.runs.report_page import reading
     from grpo_gsm8k.runs.report_several import render_reports
     from grpo_gsm8k.runs.storage import make_folder, write_text
 

@@ -32,14 +32,17 @@ def command(run: str, show_all: bool, as_json: bool, artifacts_dir: str) -> None
     from grpo_gsm8k.commands.runs_list import printable
     from grpo_gsm8k.runs.description import describe_run
     from grpo_gsm8k.runs.directory import open_run
+    from grpo_gsm8k.runs.reading import reading
 
-    found = describe_run(open_run(run, Path(artifacts_dir)).path)
-    if as_json:
-        record = asdict(found)
-        record["entry"] |= {"path": str(found.entry.path), "name": found.entry.name}
-        click.echo(json.dumps(record, indent=2))
-    else:
-        click.echo(printable(description_text(found, show_all)))
+    path = open_run(run, Path(artifacts_dir)).path
+    with reading(path):
+        found = describe_run(path)
+        if as_json:
+            record = asdict(found)
+            record["entry"] |= {"path": str(found.entry.path), "name": found.entry.name}
+            click.echo(json.dumps(record, indent=2))
+        else:
+            click.echo(printable(description_text(found, show_all)))
 
 
 def description_text(found: RunDescription, show_all: bool) -> str:

@@ -39,6 +39,7 @@ def command(run: str, num_lines: int, as_json: bool, artifacts_dir: str) -> None
     from grpo_gsm8k.commands.runs_list import printable
     from grpo_gsm8k.runs.directory import open_run
     from grpo_gsm8k.runs.following import LineFollower, count_completions, ending
+    from grpo_gsm8k.runs.reading import reading
 
     path = open_run(run, Path(artifacts_dir)).path
     follower = LineFollower(path / "metrics.jsonl")
@@ -47,8 +48,9 @@ def command(run: str, num_lines: int, as_json: bool, artifacts_dir: str) -> None
     while True:
         ended = ending(path)  # before the lines are read, so that none is missed after the end
         rows = list(follower.new_rows())
-        for row in rows[max(0, len(rows) - num_lines) :] if first else rows:
-            click.echo(json.dumps(row) if as_json else printable(metrics_text(row)))
+        with reading(path):
+            for row in rows[max(0, len(rows) - num_lines) :] if first else rows:
+                click.echo(json.dumps(row) if as_json else printable(metrics_text(row)))
         first = False
         if ended is not None:
             break

@@ -25,10 +25,10 @@ def command(run: str, as_json: bool, artifacts_dir: str) -> None:
 
     from grpo_gsm8k.commands.runs_list import printable
     from grpo_gsm8k.errors import ProofError
-    from grpo_gsm8k.runs.directory import open_run
+    from grpo_gsm8k.runs.directory import find_run
     from grpo_gsm8k.runs.verify import verify_run
 
-    found = verify_run(open_run(run, Path(artifacts_dir)).path)
+    found = verify_run(find_run(run, Path(artifacts_dir)))
     if as_json:
         record = {**asdict(found), "path": str(found.path), "intact": not found.problems}
         click.echo(json.dumps(record, indent=2))

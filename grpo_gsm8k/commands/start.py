@@ -24,6 +24,7 @@ from grpo_gsm8k.runs.lifecycle import Interrupted, running, signals_ignored
 from grpo_gsm8k.runs.record import WORLD
 from grpo_gsm8k.runs.redact import scrub_arguments, scrub_values
 from grpo_gsm8k.runs.snapshot import torch_cuda, write_snapshot, write_toggles
+from grpo_gsm8k.runs.storage import parse_json, read_plain
 
 R = TypeVar("R", bound=RunOptions)
 
@@ -162,7 +163,7 @@ def record_data(start: Started[R], files: dict[str, Any]) -> None:
     here = json.loads(json.dumps(files))
     path = start.run.path / "data.json"
     if start.resumed and path.exists():
-        there = json.loads(path.read_bytes())
+        there = parse_json(read_plain(path))
         changes = check_same("data", _by_name(there), _by_name(here), start.allow_changes)
         if changes:
             start.run.append("resumed.jsonl", {"data_changes": changes})
@@ -178,7 +179,7 @@ def _by_name(files: dict[str, Any]) -> dict[str, Any]:
 def _world_of(run: RunDirectory, world: dict[str, str]) -> dict[str, str]:
     """The world that a run began in; a run that was killed before it was written has seen nothing of it."""
     try:
-        there: dict[str, str] = json.loads((run.path / WORLD).read_bytes())
+        there: dict[str, str] = parse_json(read_plain(run.path / WORLD))
     except (OSError, ValueError):
         run.write_json(WORLD, world)
         return world

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_gsm8k.errors import DataError, StorageError
-from grpo_gsm8k.runs.storage import make_folder, storage_error
+from grpo_gsm8k.runs.storage import make_folder, parse_json, read_plain, storage_error
 
 LOCK = ".prep.lock"
 _PARTIAL = ".partial-"
@@ -26,12 +26,12 @@ _PARTIAL = ".partial-"
 def read_manifest(path: Path) -> dict[str, Any] | None:
     """Returns a manifest, or None where there is none. Raises: DataError when it is not the JSON object it was."""
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = parse_json(read_plain(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         manifest = None
     if not isinstance(manifest, dict) or manifest.get("format") != 1 or not {"dataset", "source", "files"} <= manifest.keys():
         raise DataError(f"{path}: not a manifest of format 1; remove the folder to prepare it again")

@@ -21,6 +21,7 @@ from typing import Any
 
 from grpo_gsm8k.data.rows import last_boxed, normalised, question_hash
 from grpo_gsm8k.errors import ConfigError, DataError, ProofError, unknown_name
+from grpo_gsm8k.runs.storage import read_plain
 from grpo_gsm8k.types import Problem, Score
 
 MIXTURES_DIR = Path(__file__).with_name("mixtures")
@@ -60,10 +61,10 @@ def load_mixture(path: Path) -> Mixture:
             raise ConfigError(unknown_name("mixture", path.name, shipped) + "; a file of your own is given by its path")
         path = shipped[path.name]
     try:
-        spec = tomllib.loads(path.read_text("utf-8"))
+        spec = tomllib.loads(read_plain(path).decode("utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # a bad date or a number too long is no TOMLDecodeError
         raise ConfigError(f"{path}: not TOML ({error})") from None
     return parse_mixture(spec, str(path))
 

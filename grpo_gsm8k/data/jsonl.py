@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from grpo_gsm8k.errors import DataError
-from grpo_gsm8k.runs.storage import digest, write_bytes
+from grpo_gsm8k.runs.storage import digest, open_plain, read_plain, write_bytes
 
 _BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -21,7 +21,7 @@ _BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 def read_file(path: Path) -> bytes:
     """Returns a data file's bytes. Raises: DataError when it is missing, a folder, or cannot be read."""
     try:
-        return path.read_bytes()
+        return read_plain(path)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
@@ -80,7 +80,7 @@ def stream_jsonl(path: Path, digest_of_file: Any = None, *, skip: int = 0) -> It
     """
     number = 0
     try:
-        with path.open("rb") as file:  # a binary file's lines end at "\n" and nowhere else
+        with open_plain(path) as file:  # a binary file's lines end at "\n" and nowhere else
             for number, line in enumerate(file, start=1):
                 if digest_of_file is not None:
                     digest_of_file.update(line)

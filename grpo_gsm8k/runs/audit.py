@@ -6,7 +6,6 @@ have labels of their own, and a label does not outlive the text it was given to.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +15,10 @@ from typing import Any
 from grpo_gsm8k.errors import DataError, InputError
 from grpo_gsm8k.runs.directory import open_run
 from grpo_gsm8k.runs.evaluations import grader_versions
+from grpo_gsm8k.runs.reading import reading
 from grpo_gsm8k.runs.rollout_files import FOLDER as ROLLOUTS
 from grpo_gsm8k.runs.rollout_files import read_rollouts
-from grpo_gsm8k.runs.storage import digest, json_line, make_folder, read_lines, write_bytes
+from grpo_gsm8k.runs.storage import digest, json_line, make_folder, parse_json, read_lines, read_plain, write_bytes
 
 FOLDER = "audit"
 LABELS = "labels.jsonl"
@@ -64,7 +64,8 @@ def read_stored(name: str, artifacts: Path) -> Stored:
     folder = path.resolve().parent.parent
     run = folder if (folder / "status.json").is_file() and path.resolve().parent.name in ("eval", ROLLOUTS) else None
     is_rollouts = run is not None and path.resolve().parent.name == ROLLOUTS
-    completions = _of_rollouts(path) if is_rollouts else _of_rows(path)
+    with reading(*([] if run is None else [run])):
+        completions = _of_rollouts(path) if is_rollouts else _of_rows(path)
     keys = [(item.problem_id, item.sample_index) for item in completions]
     if len(set(keys)) < len(keys):
         raise DataError(f"{path}: has the same problem_id and sample_index twice; each completion has its own")
@@ -81,13 +82,15 @@ def _evaluation_file(name: str, artifacts: Path) -> Path:
         raise InputError(f"{run} has no stored completions (eval/step_<n>.jsonl)")
     step = int(named[2]) if named else found[-1]
     if step not in found:
-        raise InputError(f"{run} has no evaluation of step {step}; there are {', '.join(map(str, found))}")
+        raise InputError(
+            f"{run} has no evaluation of step {step}; there are {', '.join(map(str, found))} (eval/step_<n>.jsonl)"
+        )
     return run / f"eval/step_{step}.jsonl"
 
 
 def _of_rows(path: Path) -> list[StoredCompletion]:
     try:
-        content = path.read_bytes()
+        content = read_plain(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
     if not content.endswith(b"\n"):
@@ -118,7 +121,7 @@ def _check_count(path: Path, num_rows: int) -> None:
     if not re.fullmatch(r"step_\d+", path.stem) or not aggregate.is_file():
         return
     try:
-        said = json.loads(aggregate.read_bytes())
+        said = parse_json(read_plain(aggregate))
         expected = said["num_problems"] * said["num_samples"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{aggregate}: not an evaluation's aggregate ({error!r}); it was changed") from None
@@ -165,7 +168,7 @@ def given_labels(path: Path, completions: Sequence[StoredCompletion]) -> tuple[d
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = read_plain(path).split(b"\n")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
     for number, line in enumerate(lines, start=1):
@@ -185,8 +188,8 @@ def given_labels(path: Path, completions: Sequence[StoredCompletion]) -> tuple[d
 
 def _label_row(line: bytes, place: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = parse_json(line)
+    except ValueError:
         row = None
     if (
         not isinstance(row, dict)

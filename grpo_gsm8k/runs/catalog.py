@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 from grpo_gsm8k.errors import InputError
 from grpo_gsm8k.runs.directory import read_status
+from grpo_gsm8k.runs.storage import open_plain, parse_json
 
 TAIL_BYTES = 64 * 1024  # a line of metrics.jsonl is shorter than this
 CLOCK_SLACK_S = 120.0
@@ -141,7 +141,7 @@ def _last_step(path: Path, result: Mapping[str, Any], notes: list[str]) -> int |
     if isinstance(result.get("steps"), int):
         return int(result["steps"])
     try:
-        with (path / "metrics.jsonl").open("rb") as file:
+        with open_plain(path / "metrics.jsonl") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
             lines = file.read().split(b"\n")[:-1]
     except FileNotFoundError:
@@ -152,8 +152,8 @@ def _last_step(path: Path, result: Mapping[str, Any], notes: list[str]) -> int |
     steps = []
     for line in lines[-2:]:  # an evaluation's line may come after later steps'
         try:
-            steps.append(int(json.loads(line)["step"]))
-        except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+            steps.append(int(parse_json(line)["step"]))
+        except (ValueError, LookupError, TypeError, OverflowError):
             notes.append("metrics.jsonl: its last lines are not the JSON that was written")
             return None
     return max(steps, default=None)
@@ -162,14 +162,14 @@ def _last_step(path: Path, result: Mapping[str, Any], notes: list[str]) -> int |
 def _object(path: Path, name: str, notes: list[str]) -> dict[str, Any]:
     """Returns the JSON object of a file, {} where it is missing, and {} with a note where it is damaged."""
     try:
-        with open(path / name, "rb") as file:  # noqa: PTH123 - a table of 1,000 runs opens 5,000 files
-            value = json.loads(file.read())
+        with open_plain(path / name) as file:
+            value = parse_json(file.read())
     except FileNotFoundError:
         return {}
     except OSError as error:
         notes.append(f"{name} cannot be read: {error.strerror or error}")
         return {}
-    except (ValueError, RecursionError):
+    except ValueError:
         notes.append(f"{name} is not the JSON that was written")
         return {}
     if not isinstance(value, dict):
@@ -181,9 +181,9 @@ def _object(path: Path, name: str, notes: list[str]) -> dict[str, Any]:
 def _created(path: Path) -> str:
     """When a run was created, as text that sorts by time; what its name says where its status cannot be read."""
     try:
-        with open(path / "status.json", "rb") as file:  # noqa: PTH123
-            return str(json.loads(file.read())["created_at"])
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        with open_plain(path / "status.json") as file:
+            return str(parse_json(file.read())["created_at"])
+    except (OSError, ValueError, LookupError, TypeError):
         name = path.name
         return f"{name[:4]}-{name[4:6]}-{name[6:8]}T{name[9:11]}:{name[11:13]}:{name[13:15]}"
 

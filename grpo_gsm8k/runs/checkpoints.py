@@ -6,7 +6,6 @@ without COMPLETE was cut short by whatever killed the run: it is ignored, with a
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from grpo_gsm8k.errors import InputError
 from grpo_gsm8k.runs.directory import RunDirectory
-from grpo_gsm8k.runs.storage import file_sha256, make_folder, storage_error, write_bytes, write_json
+from grpo_gsm8k.runs.storage import file_sha256, make_folder, parse_json, read_plain, storage_error, write_bytes, write_json
 
 log = logging.getLogger("grpo_gsm8k")
 
@@ -110,7 +109,7 @@ def find_checkpoint(run: Path, upto: int | None = None) -> Checkpoint | None:
 def what_is_wrong(path: Path) -> str | None:
     """Returns in words why a checkpoint folder cannot be used, or None when it is whole."""
     try:
-        files = json.loads((path / COMPLETE).read_bytes())["files"]
+        files = parse_json(read_plain(path / COMPLETE))["files"]
     except FileNotFoundError:
         return "it is half-written (no COMPLETE)"
     except (OSError, ValueError, KeyError, TypeError):

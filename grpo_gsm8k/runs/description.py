@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from grpo_gsm8k.runs.catalog import RunEntry, read_entry
 from grpo_gsm8k.runs.directory import read_status
 from grpo_gsm8k.runs.manifest import MANIFEST, walk
+from grpo_gsm8k.runs.storage import parse_json, read_plain
 from grpo_gsm8k.runs.verification import Verification
 
 
@@ -111,13 +111,13 @@ def _toggles(found: Verification) -> list[dict[str, Any]]:
     for file in [found.path / "sys/determinism.json", *sorted(found.path.glob("sys/start-*/determinism.json"))]:
         name = str(file.relative_to(found.path))
         try:
-            rows = json.loads(file.read_bytes())
+            rows = parse_json(read_plain(file))
             toggles += [dict(row) for row in rows]
         except FileNotFoundError:
             continue
         except OSError as error:
             found.wrong(name, f"cannot be read ({error.strerror or error})")
-        except (ValueError, TypeError, RecursionError):
+        except (ValueError, TypeError):
             found.wrong(name, "is not the JSON that was written")
     for row in found.rows("sys/eval_worker.jsonl") or []:
         held = row.get("determinism")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +10,8 @@ from typing import Any
 
 from grpo_gsm8k.errors import DataError, InputError, unknown_name
 from grpo_gsm8k.runs.directory import open_run
-from grpo_gsm8k.runs.storage import digest, read_lines
+from grpo_gsm8k.runs.reading import reading
+from grpo_gsm8k.runs.storage import digest, parse_json, read_lines, read_plain
 
 # What one kind of run calls temperature and so on, the other calls eval_temperature (its own temperature being training's).
 _SAMPLING = ("temperature", "top_p", "top_k", "max_new_tokens")
@@ -61,11 +61,24 @@ def read_evaluation(name: str, artifacts: Path, *, step: int | None = None, grad
     named = re.fullmatch(r"(.+)@(\d+)", name)
     number = int(named[2]) if named else step
     run = open_run(named[1] if named else name, artifacts).path
-    found = sorted(int(path.stem.removeprefix("step_")) for path in run.glob("eval/step_*.json"))
+    with reading(run):
+        return _read(run, number, grader)
+
+
+def evaluated_steps(run: Path) -> list[int]:
+    """Returns the steps of a run's finished evaluations, in order."""
+    found = (re.fullmatch(r"step_(\d+)\.json", path.name, re.ASCII) for path in run.glob("eval/step_*.json"))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def _read(run: Path, number: int | None, grader: str | None) -> EvaluationRecord:
+    found = evaluated_steps(run)
     if not found:
         raise InputError(f"{run} has no finished evaluation (eval/step_<n>.json)")
     if number is not None and number not in found:
-        raise InputError(f"{run} has no evaluation of step {number}; there are {', '.join(map(str, found))}")
+        raise InputError(
+            f"{run} has no evaluation of step {number}; there are {', '.join(map(str, found))} (eval/step_<n>.json)"
+        )
     number = found[-1] if number is None else number
     aggregate = _json(run / f"eval/step_{number}.json")
     graders, counts = aggregate.get("graders"), [aggregate.get(key) for key in ("num_problems", "num_samples")]
@@ -156,7 +169,7 @@ def grader_versions(run: Path) -> Mapping[str, str]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
+        value = parse_json(read_plain(path))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
     if not isinstance(value, dict):

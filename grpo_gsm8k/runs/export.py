@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 import shutil
 import tempfile
@@ -16,7 +15,7 @@ from typing import Any
 from grpo_gsm8k.errors import DataError
 from grpo_gsm8k.runs.directory import read_status
 from grpo_gsm8k.runs.metrics import METRICS, WandbTracker
-from grpo_gsm8k.runs.storage import digest, make_folder, read_lines, storage_error, write_text
+from grpo_gsm8k.runs.storage import digest, make_folder, parse_json, read_lines, read_plain, storage_error, write_text
 from grpo_gsm8k.runs.tensorboard import FOLDER, EventFile
 
 Row = Mapping[str, Any]
@@ -120,7 +119,7 @@ def _created(run_path: Path) -> datetime:
 def _config(run_path: Path) -> dict[str, Any]:
     path = run_path / "config.json"
     try:
-        values = json.loads(path.read_bytes())["values"]
+        values = parse_json(read_plain(path))["values"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
     if not isinstance(values, dict):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from grpo_gsm8k.errors import DataError
 from grpo_gsm8k.runs.directory import read_status
-from grpo_gsm8k.runs.storage import digest
+from grpo_gsm8k.runs.storage import digest, open_plain, parse_json, read_plain
 
 
 class LineFollower:
@@ -23,7 +22,7 @@ class LineFollower:
     def new_rows(self) -> Iterator[dict[str, Any]]:
         """Yields the rows that were added since the last call. Raises: DataError for a damaged file."""
         try:
-            with self._path.open("rb") as file:
+            with open_plain(self._path) as file:
                 inode = self._path.stat().st_ino
                 size = file.seek(0, 2)
                 if inode != self._inode or size < self._offset:  # resumed, or sorted at the run's end
@@ -41,8 +40,8 @@ class LineFollower:
                 continue
             self._seen.add(key)
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
+                row = parse_json(line)
+            except ValueError:
                 row = None
             if not isinstance(row, dict):
                 raise DataError(
@@ -58,7 +57,7 @@ def count_completions(path: Path) -> dict[int, int]:
         number = file.name.removeprefix("step_").removesuffix(".partial.jsonl")
         try:
             if number.isascii() and number.isdigit():
-                found[int(number)] = file.read_bytes().count(b"\n")
+                found[int(number)] = read_plain(file).count(b"\n")
         except OSError:
             continue  # it is removed when the evaluation is done
     return found

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from grpo_gsm8k.runs.storage import file_sha256, write_json
+from grpo_gsm8k.runs.storage import file_sha256, parse_json, read_plain, write_json
 
 MANIFEST = "manifest.json"
 # Written after the manifest: the last state, the log, and what says so itself.
@@ -44,10 +43,17 @@ def is_derived(name: str) -> bool:
     return name in DERIVED_FILES or name.startswith(DERIVED_FOLDERS)
 
 
-def walk(run: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Yields (path inside the run, its own status) of whatever is no folder, sorted. Raises: OSError."""
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def walk(run: Path, on_error: Callable[[OSError], None] = _raise) -> Iterator[tuple[str, os.stat_result]]:
+    """Yields (path inside the run, its own status) of whatever is no folder, sorted.
+
+    A folder that cannot be read is told to `on_error`. Raises: by default that OSError.
+    """
     found = []
-    for folder, folders, names in os.walk(run, onerror=_raise):
+    for folder, folders, names in os.walk(run, onerror=on_error):
         inside = Path(folder).relative_to(run)
         links = [name for name in folders if (Path(folder) / name).is_symlink()]
         found += [(inside / name).as_posix() for name in (*names, *links)]
@@ -58,16 +64,12 @@ def walk(run: Path) -> Iterator[tuple[str, os.stat_result]]:
             continue  # a run that is under way renames and removes
 
 
-def _raise(error: OSError) -> None:
-    raise error
-
-
 def _completed(run: Path) -> Mapping[str, str]:
     """The hashes of checkpoints' files by path inside the run, as they were when each checkpoint was completed."""
     known: dict[str, str] = {}
     for complete in run.glob("checkpoints/step-*/COMPLETE"):
         try:
-            files: Any = json.loads(complete.read_bytes())["files"]
+            files: Any = parse_json(read_plain(complete))["files"]
             known |= {f"{complete.parent.relative_to(run).as_posix()}/{name}": str(sha256) for name, sha256 in files.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # verify names it; its files are hashed as they are

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from grpo_gsm8k.errors import DataError
 from grpo_gsm8k.runs.directory import open_run, read_status
+from grpo_gsm8k.runs.storage import parse_json, read_plain
 
 WORLD = "sys/world.json"
 
@@ -67,12 +67,12 @@ def read_record(name: str, artifacts: Path) -> RunRecord:
 def read_object(path: Path) -> dict[str, Any]:
     """Returns the JSON object in a file of a run. Raises: DataError when it is missing, unreadable or no object."""
     try:
-        value = json.loads(path.read_bytes())
+        value = parse_json(read_plain(path))
     except FileNotFoundError:
         raise DataError(f"{path} is missing: the run ended before it was written, or it was removed") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise DataError(f"{path}: not the JSON that was written; the file was changed or damaged") from None
     if not isinstance(value, dict):
         raise DataError(f"{path}: not the JSON object that was written; the file was changed or damaged")

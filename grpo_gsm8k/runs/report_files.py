@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from grpo_gsm8k.runs.storage import open_plain, parse_json, read_plain
 
 
 class RunFiles:
@@ -22,7 +23,7 @@ class RunFiles:
     def json(self, name: str) -> Any:
         """Returns the parsed file, or {} with a note."""
         try:
-            return json.loads((self.run_dir / name).read_bytes())
+            return parse_json(read_plain(self.run_dir / name))
         except FileNotFoundError:
             self.notes.append(f"{name} is missing")
         except (OSError, ValueError) as error:
@@ -40,9 +41,9 @@ class RunFiles:
     def text(self, name: str) -> str:
         """Returns the file's text, or "" with a note."""
         try:
-            return (self.run_dir / name).read_text(encoding="utf-8", errors="replace")
+            return read_plain(self.run_dir / name).decode("utf-8", errors="replace")
         except OSError as error:
-            why = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
+            why = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror or error}"
             self.notes.append(f"{name} {why}")
         return ""
 
@@ -53,13 +54,16 @@ class RunFiles:
     def rows(self, path: Path) -> Iterator[dict[str, Any]]:
         """Yields the whole rows of a JSONL file, one in memory at a time; others become a note."""
         name = path.relative_to(self.run_dir)
-        if not path.exists():
-            self.notes.append(f"{name} is missing")
+        try:
+            file = open_plain(path)
+        except OSError as error:
+            why = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror or error}"
+            self.notes.append(f"{name} {why}")
             return
-        with path.open("rb") as file:
+        with file:
             for number, line in enumerate(file, start=1):
                 try:
-                    row = json.loads(line)
+                    row = parse_json(line)
                 except ValueError:
                     row = None
                 if isinstance(row, dict):

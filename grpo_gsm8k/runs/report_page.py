@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from grpo_gsm8k.errors import DataError, HarnessError
 from grpo_gsm8k.runs.report_curves import short
 
 TEMPLATES_DIR = Path(__file__).resolve().parents[1] / "templates"
@@ -19,6 +17,7 @@ MAX_TEXT_CHARS = 20_000
 _CONTROL = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 
 
+@cache
 def page_environment() -> Environment:
     """Returns the environment that every page is rendered in: all text escaped, a name that is not there an error."""
     page = Environment(
@@ -30,21 +29,6 @@ def page_environment() -> Environment:
     )
     page.filters |= {"percent": _percent, "points": _points, "number": _number, "short": _short, "shown": _shown}
     return page
-
-
-@contextmanager
-def reading(*run_dirs: Path) -> Iterator[None]:
-    """Says in one line that a file of the runs read in the body is not of the shape that a run writes. Raises: DataError."""
-    try:
-        yield
-    except HarnessError:
-        raise
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, OSError, UndefinedError) as error:
-        where = ", ".join(str(path) for path in run_dirs)
-        said = " ".join(str(error).split())
-        raise DataError(
-            f"{where}: a file is not what a run writes ({type(error).__name__}: {said}); see `runs verify`"
-        ) from error
 
 
 def _percent(value: float | None) -> str:

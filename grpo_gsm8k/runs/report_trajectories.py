@@ -18,6 +18,7 @@ from typing import Any
 from markupsafe import Markup
 
 from grpo_gsm8k.errors import DataError
+from grpo_gsm8k.runs.evaluations import evaluated_steps
 from grpo_gsm8k.runs.loss_mask import mask_rollout
 from grpo_gsm8k.runs.report_files import RunFiles
 from grpo_gsm8k.runs.report_page import TEMPLATES_DIR
@@ -59,7 +60,7 @@ def collect_trajectories(runs: Sequence[tuple[str, RunFiles]], limit: int) -> Br
     kinds: list[Callable[[int], Source]] = []
     for letter, files in runs:
         prefix = f"{letter} · " if letter else ""
-        steps = sorted(int(path.stem.removeprefix("step_")) for path in files.run_dir.glob("eval/step_*.json"))
+        steps = evaluated_steps(files.run_dir)
         if steps:
             kinds.append(partial(_evaluation, files, steps[-1], prefix))
         if saved_steps(files.run_dir):

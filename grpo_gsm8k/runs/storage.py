@@ -7,8 +7,10 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,36 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise storage_error(path, error) from None
+
+
+def open_plain(path: Path) -> BufferedReader:
+    """Returns a file opened for reading. Raises: OSError, also for what is no plain file (a pipe would be waited for)."""
+    return open(path, "rb", opener=_open_plain)
+
+
+def _open_plain(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    raise OSError(errno.EINVAL, "it is no plain file", path)
+
+
+def read_plain(path: Path) -> bytes:
+    """Returns the bytes of a plain file. Raises: OSError."""
+    with open_plain(path) as file:
+        return file.read()
+
+
+def parse_json(content: bytes) -> Any:
+    """Returns the value that JSON says. Raises: ValueError for whatever is none, and for what is nested too deep to be read."""
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -85,7 +117,7 @@ class JsonlAppender:
             raise storage_error(path, error) from None
 
     def _cut_torn_line(self) -> None:
-        content = self.path.read_bytes()
+        content = read_plain(self.path)
         if content and not content.endswith(b"\n"):
             os.ftruncate(self._descriptor, content.rfind(b"\n") + 1)
 
@@ -112,7 +144,7 @@ class JsonlAppender:
 def read_lines(path: Path) -> Iterator[Any]:
     """Yields the whole lines of an append-only JSONL file of ours; a torn last line is left out. Raises: DataError."""
     try:
-        content = path.read_bytes()
+        content = read_plain(path)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -121,7 +153,7 @@ def read_lines(path: Path) -> Iterator[Any]:
         if not line:
             continue
         try:
-            yield json.loads(line)
+            yield parse_json(line)
         except ValueError:
             raise DataError(f"{path}:{number}: not the JSON line that was written; the file was changed or damaged") from None
 
@@ -134,6 +166,6 @@ def digest(value: Any) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Returns the sha256 of a file's bytes."""
-    with path.open("rb") as file:
+    """Returns the sha256 of a file's bytes. Raises: OSError."""
+    with open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grpo_gsm8k.runs.storage import file_sha256
+from grpo_gsm8k.runs.storage import file_sha256, parse_json, read_plain
+
+UNKNOWN = "state unknown"  # of a run whose status.json cannot be read
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,13 @@ class Verification:
     def object(self, name: str) -> dict[str, Any] | None:
         """Returns the JSON object in a file of the run; None where missing, None with a problem where damaged."""
         try:
-            value = json.loads((self.path / name).read_bytes())
+            value = parse_json(read_plain(self.path / name))
         except FileNotFoundError:
             return None
         except OSError as error:
             self.wrong(name, f"cannot be read ({error.strerror or error})")
             return None
-        except (ValueError, RecursionError):
+        except ValueError:
             self.wrong(name, "is not the JSON that was written")
             return None
         if not isinstance(value, dict):
@@ -60,7 +61,7 @@ class Verification:
     def rows(self, name: str) -> list[dict[str, Any]] | None:
         """Returns the rows of a JSONL file, or None with a problem where a line is damaged; a torn last line is one."""
         try:
-            content = (self.path / name).read_bytes()
+            content = read_plain(self.path / name)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -71,13 +72,15 @@ class Verification:
             said = f"ends in {len(torn)} bytes of a torn line"
             if self.state in ("died", "running"):
                 self.note(f"{name} {said}, which were being written")
+            elif self.state == UNKNOWN:  # where there is a manifest, it says whether the file was cut
+                self.note(f"{name} {said}")
             else:
                 self.wrong(name, f"{said}: it was cut")
         rows = []
         for number, line in enumerate(lines, start=1):
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
+                row = parse_json(line)
+            except ValueError:
                 row = None
             if not isinstance(row, dict) or not isinstance(row.get("step", 0), int):
                 self.wrong(name, f"line {number} is not the JSON object that was written")

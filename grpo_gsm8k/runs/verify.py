@@ -2,64 +2,94 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from grpo_gsm8k.errors import InputError
 from grpo_gsm8k.runs.catalog import clock_notes
 from grpo_gsm8k.runs.directory import read_status
 from grpo_gsm8k.runs.manifest import MANIFEST, is_derived, is_hashed, walk
-from grpo_gsm8k.runs.verification import Hashes, Verification, counted
-from grpo_gsm8k.runs.verify_content import check_evaluations, check_lines, check_result, check_rollouts
+from grpo_gsm8k.runs.verification import UNKNOWN, Hashes, Verification, counted
+from grpo_gsm8k.runs.verify_content import UNLIKE, check_evaluations, check_lines, check_result, check_rollouts
 from grpo_gsm8k.runs.verify_state import check_checkpoints, check_config, check_data
+
+STATUS = "status.json"
+OWN_FILES = ("config.json", "command.json", MANIFEST)  # what tells a run directory from any other folder
 
 
 def verify_run(path: Path) -> Verification:
-    """Returns what is wrong with a run directory. Raises: InputError where it is none, or its status.json is damaged."""
-    status = read_status(path)
-    found = Verification(path, "died" if status.get("died") else str(status["state"]))
-    found.notes += clock_notes(status)
+    """Returns what is wrong with a run directory. Raises: InputError where it is none.
+
+    A damaged status.json is one of the things that are wrong; then whatever does not follow from it is checked.
+    """
+    status: dict[str, Any] = {}
+    state, damage = UNKNOWN, ""
+    try:
+        status = read_status(path)
+        state = "died" if status.get("died") else str(status["state"])
+    except InputError as error:
+        if not any((path / name).exists() for name in (STATUS, *OWN_FILES)):
+            raise
+        damage = str(error).removeprefix(f"{path / STATUS}").strip(" :")
+    found = Verification(path, state)
+    if damage:
+        found.wrong(STATUS, damage if (path / STATUS).exists() else "is missing")
+    else:
+        found.notes += clock_notes(status)
     hashes = Hashes(path)
-    _check_manifest(found, status, hashes)
-    check_config(found)
-    check_lines(found)
-    check_evaluations(found)
-    check_rollouts(found)
-    check_result(found)
-    check_checkpoints(found, hashes)
-    check_data(found, hashes)
+    for check in (
+        partial(_check_manifest, status=status, hashes=hashes),
+        check_config,
+        check_lines,
+        check_evaluations,
+        check_rollouts,
+        check_result,
+        partial(check_checkpoints, hashes=hashes),
+        partial(check_data, hashes=hashes),
+    ):
+        try:
+            check(found)
+        except (*UNLIKE, RecursionError) as error:  # a number too long to be written, values nested too deep
+            found.wrong(".", f"a file holds what no run writes ({type(error).__name__}: {error}), so not all was checked")
     return found
 
 
 def _check_manifest(found: Verification, status: Mapping[str, Any], hashes: Hashes) -> None:
-    try:
-        there = dict(walk(found.path))
-    except OSError as error:
-        found.wrong(str(error.filename or "."), f"cannot be read ({error.strerror or error})")
+    def unreadable(error: OSError) -> None:
+        name = os.path.relpath(error.filename, found.path) if error.filename else "."
+        found.wrong(name, f"cannot be read ({error.strerror or error})")
+
+    there = dict(walk(found.path, unreadable))
+    recorded = status.get("manifest_sha256")
+    if not (found.path / MANIFEST).exists():
+        _without_manifest(found, recorded is not None)
         return
     manifest = found.object(MANIFEST)
-    recorded = status.get("manifest_sha256")
     if manifest is None:
-        _without_manifest(found, recorded is not None)
+        found.note(f"{MANIFEST} cannot be used: files are checked as far as others say what they were")
         return
     found.manifest_sha256 = hashes.of(MANIFEST)
     if recorded is None:
-        found.note(f"status.json does not have the sha256 of {MANIFEST}")
+        found.note(f"{STATUS} does not have the sha256 of {MANIFEST}")
     elif recorded != found.manifest_sha256:
-        found.wrong(MANIFEST, "changed since the run ended (status.json has another sha256 of it)")
+        found.wrong(MANIFEST, f"changed since the run ended ({STATUS} has another sha256 of it)")
     files = manifest.get("files")
-    if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
+    if not isinstance(files, dict):
         found.wrong(MANIFEST, "does not hold the list of files that was written")
         return
     for name, entry in files.items():
-        if name not in there:
-            found.wrong(name, "is missing")
-            continue
-        _check_file(found, name, entry, hashes)
+        if isinstance(entry, dict):
+            _check_file(found, name, entry, hashes)
+        else:
+            found.wrong(MANIFEST, f"has no size and sha256 of {name}")
     added = [name for name in there if is_hashed(name) and name not in files]
     for name in added:
         found.wrong(name, f"was not there when the run ended ({MANIFEST} does not name it)")
-    total = sum(entry["bytes"] for entry in files.values() if isinstance(entry.get("bytes"), int))
+    sizes = [entry.get("bytes") for entry in files.values() if isinstance(entry, dict)]
+    total = sum(size for size in sizes if isinstance(size, int))
     found.checked.append(f"{len(files)} files, {total:,} bytes, against {MANIFEST}")
     if derived := sum(is_derived(name) for name in there):
         found.note(
@@ -70,6 +100,8 @@ def _check_manifest(found: Verification, status: Mapping[str, Any], hashes: Hash
 def _without_manifest(found: Verification, once: bool) -> None:
     if once or found.state == "completed":
         found.wrong(MANIFEST, "is missing" if once else "is missing, and a completed run writes one")
+    elif found.state == UNKNOWN:
+        found.note(f"no {MANIFEST}, and no {STATUS} to say whether there was one; files are checked as far as others say")
     else:
         why = "is still running" if found.state in ("created", "running") else f"{found.state} before it was written"
         found.note(f"no {MANIFEST}: the run {why}; files are checked as far as others say what they were")
@@ -85,5 +117,7 @@ def _check_file(found: Verification, name: str, entry: Mapping[str, Any], hashes
             found.wrong(name, f"has {actual:,} bytes and had {size:,}" if isinstance(size, int) else "has no size on record")
         elif hashes.of(name) != sha256:
             found.wrong(name, f"was changed (sha256 {hashes.of(name)[:12]}…, recorded {sha256[:12]}…)")
-    except OSError as error:
-        found.wrong(name, f"cannot be read ({error.strerror or error})")
+    except (FileNotFoundError, NotADirectoryError):
+        found.wrong(name, "is missing")
+    except (OSError, ValueError) as error:
+        found.wrong(name, f"cannot be read ({getattr(error, 'strerror', None) or error})")

@@ -127,7 +127,8 @@
     document.addEventListener("keydown", (event) => {
       const move = { n: 1, p: -1 }[event.key];
       if (move === undefined || event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select")) return;
-      if (at("list").closest("section").contains(document.activeElement)) show(page + move, true);
+      const focused = document.activeElement;
+      if (focused === document.body || at("list").closest("section").contains(focused)) show(page + move, true);
     });
     await filter();
   }

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -20,7 +19,16 @@ from typing import Any
 from grpo_gsm8k.data.prepared import verify
 from grpo_gsm8k.data.prompt_tokens import tokenizer_identity
 from grpo_gsm8k.errors import DataError, InputError, StorageError
-from grpo_gsm8k.runs.storage import digest, file_sha256, make_folder, storage_error, write_bytes, write_json
+from grpo_gsm8k.runs.storage import (
+    digest,
+    file_sha256,
+    make_folder,
+    parse_json,
+    read_plain,
+    storage_error,
+    write_bytes,
+    write_json,
+)
 from grpo_gsm8k.tokenize import TokenSequence
 from grpo_gsm8k.training_data.jsonl_examples import Dropped, Limits, stream_examples
 from grpo_gsm8k.training_data.shards import (
@@ -125,7 +133,7 @@ def _take_up(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
     path = folder / REQUEST
     if path.exists():
         try:
-            there = json.loads(path.read_bytes())
+            there = parse_json(read_plain(path))
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read ({error}); remove {folder} to pretokenize it again") from None
         _refuse_differences(folder, asked, there)

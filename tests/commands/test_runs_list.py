@@ -54,7 +54,7 @@ def test_show_says_where_a_run_comes_from_and_warns(tmp_path: Path) -> None:
         "1234567890123456789012345678901234567890 on main, with uncommitted changes, package files c0de",
         "tiny/train, 1 rows, sha256 ",
         "model_id",
-        "checkpoints/step-2/ (3 files)",
+        "checkpoints/step-2/ (4 files)",
         "warning: the code had uncommitted changes (sys/dirty.diff)",
         "warning: determinism: PYTHONHASHSEED was 1, not 0",
     ):

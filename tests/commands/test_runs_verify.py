@@ -137,6 +137,50 @@ def test_a_damaged_checkpoint_of_a_killed_run_is_found_without_a_manifest(run: P
     assert "was changed since the checkpoint was completed" in problems(run)["checkpoints/step-2/model.safetensors"][0]
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"state": "done"}', b'{"state": "running", "starts": 7}', b"\xff", None]
+)
+def test_a_damaged_status_is_named_beside_whatever_else_is_wrong(run: Path, content: bytes | None) -> None:
+    (run / "status.json").unlink()
+    if content is not None:
+        (run / "status.json").write_bytes(content)
+    (run / "config.json").write_text('{"values": ')
+    (run / "sys/world.json").unlink()
+    (run / "eval/step_2.jsonl").write_bytes((run / "eval/step_2.jsonl").read_bytes()[:-20])
+    found = problems(run)
+    assert {"status.json", "config.json", "sys/world.json", "eval/step_2.jsonl"} <= found.keys()
+    assert len(found["status.json"]) == 1
+    asked = ask("verify", run)
+    assert "(state unknown): not what was recorded" in asked.stdout
+    assert "against manifest.json" in asked.stdout and "1 checkpoint " in asked.stdout and "1 file of rollouts" in asked.stdout
+
+
+def test_a_run_with_neither_status_nor_manifest_is_checked_as_far_as_others_say(run: Path) -> None:
+    (run / "status.json").write_text("{")
+    (run / "manifest.json").unlink()
+    (run / "checkpoints/step-2/model.safetensors").write_bytes(b"other")
+    assert problems(run).keys() == {"status.json", "checkpoints/step-2/model.safetensors"}
+
+
+@pytest.mark.parametrize(
+    "manifest", ["{", "[]", '{"files": []}', '{"files": {"config.json": 7}}', '{"files": {"config.json": {}}}']
+)
+def test_beside_a_damaged_manifest_what_other_files_say_is_checked(run: Path, manifest: str) -> None:
+    (run / "manifest.json").write_text(manifest)
+    (run / "checkpoints/step-2/model.safetensors").write_bytes(b"other")
+    (run / "result.json").write_text((run / "result.json").read_text().replace('"w2"', '"w3"'))
+    found = problems(run)
+    assert "is missing" not in found["manifest.json"]
+    assert "checkpoints/step-2/model.safetensors" in found
+    assert "is not that of the last line" in " ".join(found["result.json"])
+
+
+def test_a_folder_that_holds_nothing_of_a_run_is_refused_in_one_line(tmp_path: Path) -> None:
+    asked = ask("verify", tmp_path)
+    assert (asked.returncode, asked.stderr.count("\n")) == (2, 1)
+    assert "is not a run directory" in asked.stderr
+
+
 def test_interrupted_and_failed_runs_have_a_manifest_and_a_resumed_one_another(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path, "grpo", ["grpo"])
     with pytest.raises(Interrupted), running(run):

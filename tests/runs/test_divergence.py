@@ -50,8 +50,13 @@ def test_equal_ledgers_do_not_part(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", [*STAGES, "weights", "eval/data", "eval/sampled_tokens", "eval/reward"])
-def test_the_stage_that_differs_is_named(tmp_path: Path, stage: str) -> None:
-    assert parted(tmp_path, **{stage: "other"}) == (2, stage)
+def test_the_stage_that_differs_is_named_with_both_values(tmp_path: Path, stage: str) -> None:
+    there, here = (
+        read_steps(ledger(tmp_path / name, **changed), "ledger.jsonl") for name, changed in (("a", {}), ("b", {stage: "other"}))
+    )
+    found = first_in_ledger(there, here)
+    assert found is not None and (found.step, found.stage) == (2, stage)
+    assert (found.there, found.here) == (there[(2, stage.startswith("eval/"))][stage], "other")
 
 
 def test_of_several_stages_the_first_cause_is_named(tmp_path: Path) -> None:
