@@ -22,12 +22,15 @@ $GRPO_GSM8K data prep --dataset tiny --artifacts_dir "$OUT"
 step "traces, asked of a local server (every 50th fails at first, every 40th answer is wrong)"
 rm -f "$OUT/port.txt"
 $PYTHON tests/trace_server.py --problems "$OUT/tiny/train.jsonl" --port_file "$OUT/port.txt" --latency_ms 2 \
-    --trouble_every 50 --wrong_every 40 &
+  --trouble_every 50 --wrong_every 40 &
 SERVER=$!
 trap 'kill $SERVER 2>/dev/null || true' EXIT
-until [ -s "$OUT/port.txt" ]; do kill -0 $SERVER; sleep 0.1; done
+until [ -s "$OUT/port.txt" ]; do
+  kill -0 $SERVER
+  sleep 0.1
+done
 $PYTHON grpo_gsm8k/r1_traces.py --infile "$OUT/tiny/train.jsonl" --outfile "$OUT/traces.jsonl" --limit "$NUM_TRACES" \
-    --base_url "http://127.0.0.1:$(cat "$OUT/port.txt")" --concurrency 32 --max-tokens 2048 --max-retries 5 --offpeak 0.25
+  --base_url "http://127.0.0.1:$(cat "$OUT/port.txt")" --concurrency 32 --max-tokens 2048 --max-retries 5 --offpeak 0.25
 
 step "pairs: cleaned, graded, without duplicates"
 $GRPO_GSM8K traces format --infile "$OUT/traces.jsonl" --outfile "$OUT/pairs.jsonl" --artifacts_dir "$OUT"

@@ -13,6 +13,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from grpo_gsm8k.runs.container import chosen_by_image
+
 MODES = ("strict", "fast")
 SEED_BITS = 48
 _RESTARTED = "GRPO_GSM8K_RESTARTED"
@@ -21,7 +23,7 @@ _HASH_SEED_AT_START = os.environ.get("PYTHONHASHSEED", "random")  # later change
 
 @dataclass(frozen=True)
 class Toggle:
-    """One determinism toggle: what was asked for, what is in force, and who decided ("harness" or "environment")."""
+    """One determinism toggle: what was asked for, what is in force, and who decided ("harness", "image" or "environment")."""
 
     name: str
     asked: str
@@ -68,12 +70,21 @@ def ensure_environment(mode: str, num_threads: int, *, may_restart: bool) -> lis
         sys.stdout.flush()
         sys.stderr.flush()
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], fresh)
+    by_image = chosen_by_image()
+
+    def decider(name: str) -> str:
+        return "image" if name in by_image else "environment"
+
     toggles = []
     for name, value in asked.items():
         if name not in owned:
             os.environ[name] = value
         got = os.environ[name] if name != "PYTHONHASHSEED" else _hash_seed()
-        toggles.append(Toggle(name, value, got, "environment" if name in owned else "harness"))
+        toggles.append(Toggle(name, value, got, decider(name) if name in owned else "harness"))
+    unasked = (
+        environment("strict", num_threads).keys() - asked.keys()
+    )  # fast mode does not ask for them, and they work all the same
+    toggles += [Toggle(name, "as is", os.environ[name], decider(name)) for name in sorted(unasked) if name in os.environ]
     return toggles
 
 

@@ -13,9 +13,19 @@ from typing import Any, Literal, get_args
 
 import grpo_gsm8k
 from grpo_gsm8k.errors import InputError
+from grpo_gsm8k.runs.container import image_digest
 from grpo_gsm8k.runs.git import read_git
 from grpo_gsm8k.runs.redact import scrub, scrub_arguments
-from grpo_gsm8k.runs.storage import JsonlAppender, make_folder, read_lines, storage_error, write_bytes, write_json
+from grpo_gsm8k.runs.storage import (
+    JsonlAppender,
+    make_folder,
+    parse_json,
+    read_lines,
+    read_plain,
+    storage_error,
+    write_bytes,
+    write_json,
+)
 
 State = Literal["created", "running", "completed", "failed", "interrupted"]
 LOCK = ".lock"
@@ -131,7 +141,7 @@ def _command_record(command: str, arguments: list[str]) -> dict[str, Any]:
         "argv": scrub_arguments(arguments),
         "cwd": Path.cwd().name,
         "package": {"name": "grpo-gsm8k", "version": grpo_gsm8k.__version__},
-        "image_digest": os.environ.get("IMAGE_DIGEST") or None,
+        "image_digest": image_digest()[0],
         "created_at": utc_now(),
     }
 
@@ -166,11 +176,10 @@ def read_status(path: Path) -> dict[str, Any]:
 
     Raises: InputError when the folder is no run directory or its status cannot be read.
     """
-    import json
 
     file = path / "status.json"
     try:
-        status = json.loads(file.read_bytes())
+        status = parse_json(read_plain(file))
     except FileNotFoundError:
         raise InputError(f"{path} is not a run directory: it has no status.json") from None
     except (OSError, ValueError) as error:
@@ -208,7 +217,7 @@ def has_died(path: Path, status: Mapping[str, Any]) -> bool:
 def is_locked(path: Path) -> bool:
     """Returns whether some process holds the lock of a run directory, on this host or another that shares the file system."""
     try:
-        descriptor = os.open(path / LOCK, os.O_RDONLY)
+        descriptor = os.open(path / LOCK, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return False  # a copy of a run directory may have no lock file
     try:
@@ -227,7 +236,17 @@ def _is_young(status: Mapping[str, Any]) -> bool:
 
 
 def open_run(name: str, artifacts: Path) -> RunDirectory:
-    """Returns the run called `name`: a path, or the name of a directory under `<artifacts>/runs`, or "latest"."""
+    """Returns the run called `name` (see `find_run`). Raises: InputError where there is none, or its status.json is damaged."""
+    path = find_run(name, artifacts)
+    read_status(path)
+    return RunDirectory(path)
+
+
+def find_run(name: str, artifacts: Path) -> Path:
+    """Returns the folder called `name`: a path, or the name of a directory under `<artifacts>/runs`, or "latest".
+
+    Raises: InputError where there is none.
+    """
     runs = artifacts / "runs"
     path = Path(name)
     if name == "latest":
@@ -239,8 +258,7 @@ def open_run(name: str, artifacts: Path) -> RunDirectory:
         path = runs / name
     if not path.is_dir():
         raise InputError(f"no run {name!r}: give the path of a run directory, its name under {runs}, or latest")
-    read_status(path)
-    return RunDirectory(path)
+    return path
 
 
 def json_created(file: Path) -> str:

@@ -61,7 +61,8 @@ def read_git() -> GitState:
         diff, left_out = _dirty_diff(root)
     except (OSError, subprocess.SubprocessError):
         baked = "".join(char for char in os.environ.get("GIT_SHA", "") if char.isalnum() or char in "._-")
-        return GitState(baked, "GIT_SHA") if baked else GitState("nogit", "none")
+        sha = baked.removesuffix("-dirty")  # what scripts/build_image.sh adds for code that was not committed
+        return GitState(sha, "GIT_SHA", dirty=sha != baked) if sha else GitState("nogit", "none")
     return GitState(sha, "checkout", None if branch == "HEAD" else branch, bool(diff or left_out), diff, left_out)
 
 

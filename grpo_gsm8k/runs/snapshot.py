@@ -1,4 +1,7 @@
-"""What the run saw of its world, written to `sys/`: machine, GPU, versions, packages, code, environment, determinism."""
+"""What the run saw of its world, written to `sys/`: machine, GPU, versions, packages, code, environment, determinism.
+
+`python -m grpo_gsm8k.runs.snapshot FOLDER` writes the same into any folder: a container's entrypoint does so as it starts.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,17 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from grpo_gsm8k.errors import HarnessError
+from grpo_gsm8k.runs.container import container_kind, link_snapshot, read_image
 from grpo_gsm8k.runs.determinism import Toggle
 from grpo_gsm8k.runs.directory import RunDirectory, utc_now
 from grpo_gsm8k.runs.git import read_git
 from grpo_gsm8k.runs.redact import redact_environment, scrub
-from grpo_gsm8k.runs.storage import make_folder, write_bytes, write_text
+from grpo_gsm8k.runs.storage import make_folder, write_bytes, write_json, write_text
 
 NVIDIA_QUERIES = {
     "list": ["-L"],
@@ -41,23 +47,29 @@ def write_snapshot(run: RunDirectory, toggles: Sequence[Toggle]) -> str:
     number = 2
     while (folder / "system.json").exists():
         folder, number = run.path / "sys" / f"start-{number}", number + 1
-    make_folder(folder)
+    write_system(folder)
+    link_snapshot(run.path, folder)
     name = str(folder.relative_to(run.path))
+    write_toggles(run, toggles, name)
+    return name
+
+
+def write_system(folder: Path) -> None:
+    """Writes into `folder` what can be seen without running anything of the stack. Raises: StorageError."""
+    make_folder(folder)
     git = read_git()
     state = asdict(git)
     diff = state.pop("diff")
     clean = scrub(diff)
-    run.write_json(f"{name}/git.json", {**state, "diff_redacted": clean != diff})
+    write_json(folder / "git.json", {**state, "diff_redacted": clean != diff})
     if diff:
         write_bytes(folder / "dirty.diff", clean.encode("utf-8", errors="surrogateescape"))
     gpu = read_nvidia()
-    run.write_json(f"{name}/system.json", read_system())
-    run.write_json(f"{name}/nvidia.json", gpu)
-    run.write_json(f"{name}/versions.json", read_versions(gpu))
+    write_json(folder / "system.json", read_system())
+    write_json(folder / "nvidia.json", gpu)
+    write_json(folder / "versions.json", read_versions(gpu))
     write_text(folder / "packages.txt", "\n".join(read_packages()) + "\n")
-    run.write_json(f"{name}/env.json", redact_environment(dict(os.environ)))
-    write_toggles(run, toggles, name)
-    return name
+    write_json(folder / "env.json", redact_environment(dict(os.environ)))
 
 
 def write_toggles(run: RunDirectory, toggles: Sequence[Toggle], folder: str) -> None:
@@ -67,7 +79,7 @@ def write_toggles(run: RunDirectory, toggles: Sequence[Toggle], folder: str) -> 
 
 
 def read_system() -> dict[str, Any]:
-    """Returns time, OS, CPU, memory, disk and whether this is a container."""
+    """Returns time, OS, CPU, memory, disk, whether this is a container, and its image."""
     release = _release()
     disk = shutil.disk_usage(Path.cwd())
     return {
@@ -88,7 +100,8 @@ def read_system() -> dict[str, Any]:
         },
         "memory_bytes": _memory(),
         "disk_bytes": {"total": disk.total, "free": disk.free},
-        "container": _container(),
+        "container": container_kind(),
+        "image": read_image(),
         "python": {
             "version": platform.python_version(),
             "implementation": platform.python_implementation(),
@@ -125,14 +138,6 @@ def _memory() -> dict[str, int]:
     return {key: int(value) * 1024 for key, value in rows.items()}
 
 
-def _container() -> str | None:
-    if Path("/.dockerenv").exists():
-        return "docker"
-    if Path("/run/.containerenv").exists():
-        return "podman"
-    return "kubernetes" if "KUBERNETES_SERVICE_HOST" in os.environ else None
-
-
 def read_nvidia() -> dict[str, Any]:
     """Returns what nvidia-smi says (-L, -q, topo, nvlink, MIG), or that there is none."""
     if shutil.which("nvidia-smi") is None:
@@ -150,12 +155,9 @@ def read_nvidia() -> dict[str, Any]:
 
 def read_versions(gpu: dict[str, Any]) -> dict[str, Any]:
     """Returns the versions of the stack, and of CUDA, cuDNN, NCCL and the driver, without importing any of it."""
-    versions: dict[str, Any] = {"stack": {}}
-    for name in STACK:
-        try:
-            versions["stack"][name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions["stack"][name] = None
+    versions: dict[str, Any] = {}
+    installed = {found.key: found.version for found in reversed(read_distributions())}
+    versions["stack"] = {name: installed.get(name) for name in STACK}
     query = gpu.get("query", {}).get("output", "")
     driver = re.search(r"Driver Version\s*:\s*(\S+)", query)
     versions["driver"] = driver.group(1) if driver else None
@@ -177,18 +179,59 @@ def torch_cuda() -> str | None:
 
 
 def _distribution_version(prefix: str) -> str | None:
-    for item in importlib.metadata.distributions():
-        if str(item.metadata["Name"]).lower().startswith(prefix):
-            return item.version
-    return None
+    return next((found.version for found in read_distributions() if found.key.startswith(prefix)), None)
 
 
 def read_packages() -> list[str]:
     """Returns every installed distribution as `name==version`, or `name @ url` where it came from a folder or a repository."""
     lines = set()
+    for found in read_distributions():
+        url = json.loads(found.origin).get("url", "") if found.origin else ""
+        where = f" @ {'editable' if 'editable' in found.origin else Path(url).name}" if url else ""
+        lines.add(f"{found.name}=={found.version}{where}")
+    return scrub("\n".join(sorted(lines, key=str.lower))).split("\n")
+
+
+class Distribution(NamedTuple):
+    """An installed distribution: name and version as it says them, and its direct_url.json, "" where it has none."""
+
+    name: str
+    version: str
+    origin: str
+
+    @property
+    def key(self) -> str:
+        """The name by which it is looked up."""
+        return re.sub(r"[-_.]+", "-", self.name).lower()
+
+
+@cache
+def read_distributions() -> tuple[Distribution, ...]:
+    """Returns what is installed; of two of a name the first is the one that is imported.
+
+    The metadata's head is read here: parsing the whole of it as the e-mail that it is takes as long as importing NumPy.
+    """
+    installed = []
     for item in importlib.metadata.distributions():
-        origin = item.read_text("direct_url.json")
-        url = json.loads(origin).get("url", "") if origin else ""
-        where = f" @ {'editable' if 'editable' in (origin or '') else Path(url).name}" if url else ""
-        lines.add(scrub(f"{item.metadata['Name']}=={item.version}{where}"))
-    return sorted(lines, key=str.lower)
+        head = (item.read_text("METADATA") or item.read_text("PKG-INFO") or "").partition("\n\n")[0]
+        name, version = (re.search(rf"^{field}:[ \t]*(\S+)", head, re.M) for field in ("Name", "Version"))
+        if name is not None and version is not None:
+            installed.append(Distribution(name[1], version[1], item.read_text("direct_url.json") or ""))
+    return tuple(installed)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Writes the snapshot into the folder named and returns the exit code; what goes wrong is said in one line."""
+    if len(arguments) != 1:
+        print("usage: python -m grpo_gsm8k.runs.snapshot FOLDER", file=sys.stderr)
+        return 2
+    try:
+        write_system(Path(arguments[0]))
+    except HarnessError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -156,6 +156,8 @@ def test_without_a_checkout_the_sha_is_the_baked_one_or_nogit(tmp_path: Path, mo
     assert read_state(tmp_path, monkeypatch).sha == "nogit"
     monkeypatch.setenv("GIT_SHA", "0123456789abcdef0123456789abcdef01234567")
     assert read_state(tmp_path, monkeypatch).short == "0123456"
+    monkeypatch.setenv("GIT_SHA", "0123456789abcdef0123456789abcdef01234567-dirty")
+    assert (read_state(tmp_path, monkeypatch).short, read_state(tmp_path, monkeypatch).dirty) == ("0123456", True)
     monkeypatch.setenv("PATH", os.devnull)
     assert read_state(tmp_path, monkeypatch).source == "GIT_SHA"
 
