@@ -4,7 +4,7 @@
 # --reproducible builds it twice without the cache, and fails where the two digests differ.
 #
 #   VARIANT            cpu (default) or cuda
-#   BASE_IMAGE         a base of your own; it brings Python 3.11. Default: python:3.11-slim for cpu, the Dockerfile's for cuda
+#   BASE_IMAGE         a base of your own (Debian or Ubuntu). Default: python:3.11-slim for cpu, the Dockerfile's for cuda
 #   DOCKER_BUILD_FLAGS more options for `docker buildx build`, parted by spaces
 #   SOURCE_DATE_EPOCH  the time of everything in the image (default: of the commit)
 # Needs buildx, and an engine with the containerd image store or a docker-container builder (`docker buildx create --use`).
@@ -21,8 +21,8 @@ fi
 # The multi-platform index of 3.11.16 on Debian bookworm.
 python_base=python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 case $variant in
-  cpu) base=(--build-arg "BASE_IMAGE=${BASE_IMAGE:-$python_base}" --build-arg PYTHON=base) ;;
-  cuda) base=(${BASE_IMAGE:+--build-arg "BASE_IMAGE=$BASE_IMAGE" --build-arg PYTHON=base}) ;;
+  cpu) base=(--build-arg "BASE_IMAGE=${BASE_IMAGE:-$python_base}") ;;
+  cuda) base=(${BASE_IMAGE:+--build-arg "BASE_IMAGE=$BASE_IMAGE"}) ;;
   *)
     echo "build_image: VARIANT is cpu or cuda, not $variant" >&2
     exit 2
