@@ -23,7 +23,16 @@ PARTS = (
 
 
 def with_own_parts(resolved: Resolved[GrpoConfig]) -> Resolved[GrpoConfig]:
-    """Returns the config in which an algorithm that was named on the command line has its own parts, not a preset's."""
+    """Returns the config in which an algorithm that was named on the command line has its own parts, not a preset's.
+
+    Raises: ConfigError for parts that contradict one another, before a run is begun.
+    """
+    resolved = _without_others(resolved)
+    algorithm_of(resolved.config)
+    return resolved
+
+
+def _without_others(resolved: Resolved[GrpoConfig]) -> Resolved[GrpoConfig]:
     if resolved.sources["algorithm"] not in COMMAND_LINE:
         return resolved
     for part in PARTS:

@@ -24,8 +24,10 @@ from grpo_gsm8k.config import (
     SftConfig,
 )
 from grpo_gsm8k.config_rl import ExpertIterationConfig, GrpoConfig
+from grpo_gsm8k.engines.loading import TINY
 from grpo_gsm8k.errors import ConfigError, DataError, EngineError, InputError
 from grpo_gsm8k.options import options
+from grpo_gsm8k.prompts import list_templates
 from grpo_gsm8k.runs.directory import read_status
 from grpo_gsm8k.runs.git import PACKAGE
 from grpo_gsm8k.runs.record import RunRecord
@@ -78,7 +80,7 @@ def restore(record: RunRecord, artifacts: Path, *, other_code: bool = False) -> 
     if hidden:
         raise ConfigError(f"{record.path}: {', '.join(hidden)} held a secret, which is on no record; run the command by hand")
     cwd = record.cwd or Path.cwd()
-    for key in INPUTS:
+    for key in (*INPUTS, *_local_files(record)):
         if given.get(key) is not None and not (cwd / str(given[key])).exists():
             raise InputError(
                 f"{key} of {record.name} is {given[key]}, which is not in {cwd}; run this from the folder that has it"
@@ -90,6 +92,14 @@ def restore(record: RunRecord, artifacts: Path, *, other_code: bool = False) -> 
         notes.append("W&B is off: metrics.jsonl has all it was told")
     given |= _places(record, given, cwd, artifacts.resolve())
     return Restored(record, given, cwd, tuple(notes))
+
+
+def _local_files(record: RunRecord) -> Iterator[str]:
+    """The options that named a folder or file of their own: a model that came from no hub, a template that does not ship."""
+    for row in record.files:
+        key = {"model": "model_id", "template": "template"}.get(str(row.get("role")))
+        if key is not None and row.get("commit") is None and record.values.get(key) not in (TINY, *list_templates()):
+            yield key
 
 
 def _given(record: RunRecord, other_code: bool) -> dict[str, Any]:

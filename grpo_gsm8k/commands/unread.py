@@ -32,10 +32,8 @@ def unread_by_run(config: RewardTrainingConfig, engine: str) -> Iterator[tuple[s
     if config.env in MULTI_TURN:
         yield "graders", f"env {config.env}, which scores its own evaluation,"
     if config.env in MULTI_TURN or config.env == "jsonl":
-        unread = (opt.key for opt in options(DataOptions) if opt.key != "mixture")
+        unread = (opt.key for opt in options(DataOptions))
         yield from ((key, f"env {config.env}, which prepares no data,") for key in ("out_dir", "eval_n", *unread))
-    if config.env != "gym":
-        yield "mixture", f"env {config.env}"
     if config.reward != "math" and (config.reward != "auto" or config.env not in ("math", "gym")):
         yield "env_timeout_s", f"env {config.env}, whose scoring cannot hang,"
     if config.lora_rank is None:

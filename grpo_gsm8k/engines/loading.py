@@ -126,7 +126,7 @@ def resolve_device(device: str) -> torch.device:
         raise ModelError(f"{device!r} is not a device; use auto, cpu, cuda or cuda:N") from error
     if place.type == "cuda":
         if not torch.cuda.is_available():
-            raise EngineError(f"{device} asked for, but torch sees no CUDA device; use --device cpu")
+            raise EngineError(f"{device} asked for, but torch sees no CUDA device; give cpu in its place")
         count = torch.cuda.device_count()
         if place.index is not None and place.index >= count:
             raise EngineError(f"{device} asked for, but torch sees {count} CUDA device(s); use cuda:0 to cuda:{count - 1}")

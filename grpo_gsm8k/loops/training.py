@@ -104,7 +104,8 @@ class TrainingRecord:
         for path in (self._run.path / "rollouts").glob("step_*"):
             if int(path.name.split(".")[0].removeprefix("step_")) > step:
                 path.unlink()
-        log.info("resumed at step %d; evaluations of steps %s are done", step, sorted(kept) or "none")
+        done = f"evaluations of steps {', '.join(map(str, sorted(kept)))} are" if kept else "no evaluation is"
+        log.info("resumed at step %d; %s done", step, done)
 
     def steps(self) -> Iterator[int]:
         """Yields the index of each update that is left; evaluates step 0 first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,12 @@ def _files(found: Verification) -> list[tuple[str, int, int]]:
             sums[key] = (size + (status.st_size if stat.S_ISREG(status.st_mode) else 0), num + 1)
     except OSError as error:
         found.wrong(str(error.filename or "."), f"cannot be read ({error.strerror or error})")
-    return [(name, size, num) for name, (size, num) in sums.items()]
+    return [(name, size, num) for name, (size, num) in sorted(sums.items(), key=lambda item: _by_number(item[0]))]
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """A key by which step_2 comes before step_10."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _toggles(found: Verification) -> list[dict[str, Any]]:

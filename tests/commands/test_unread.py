@@ -14,7 +14,7 @@ UNREAD = {
     "engine_mem_util=0.5": "engine_mem_util is given, but engine transformers does not read it",
     "correction_cap=3": "correction_cap is given, but correction none does not read it",
     "max_resamples=2": "max_resamples is given, but zero_variance keep does not read it",
-    "mixture=basic": "mixture is given, but env tiny does not read it",
+    "mixture=basic env=wordle": "mixture is given, but env wordle, which prepares no data, does not read it",
     "env_timeout_s=2": "env_timeout_s is given, but env tiny, whose scoring cannot hang, does not read it",
     "lora_alpha=8": "lora_alpha is given, but training without lora_rank does not read it",
     "eval_n=8 env=wordle": "eval_n is given, but env wordle, which prepares no data, does not read it",
