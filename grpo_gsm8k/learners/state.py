@@ -7,6 +7,7 @@ trainer/learner.json                steps taken, and what kind of state it is
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ def written_to(path: Path) -> Iterator[None]:
         raise storage_error(path, error) from error
     except SafetensorError as error:
         what = " ".join(str(error).split())
+        if f"(os error {errno.ENOSPC})" in what:  # safetensors' writer says the number only in words
+            raise storage_error(path, OSError(errno.ENOSPC, what)) from error
         raise StorageError(f"cannot write {path}: {what}; free some space or give another folder") from error
 
 

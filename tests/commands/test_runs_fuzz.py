@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import tempfile
@@ -62,7 +63,7 @@ def list_places(value: object, way: tuple[Any, ...] = ()) -> list[tuple[Any, ...
 
 def changed(record: Any, changes: list[tuple[int, str, Any]]) -> Any:
     """Returns a JSON value in which some inner values were replaced, removed, or put under other keys."""
-    for which, how, value in changes:
+    for which, how, value in copy.deepcopy(changes):  # a value put in twice, or into itself, would be one object
         places = sorted(list_places(record), key=str)
         if not places:
             return value
