@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from grpo_gsm8k.data.overlap import Overlap
 
 _QUESTIONS = ("question", "problem")
+_TRAINED = ("response", "completion", "reasoning", "trace", "answer", "solution")
 
 
 @click.command("overlap", context_settings=CONTEXT)
@@ -28,16 +29,19 @@ def command(training: Path, evaluated: Path, ngram: int, num_pairs: int, as_json
     """Find the questions of EVAL in TRAINING: the same, in other typography, nearly, or a long run of their words.
 
     The files are JSONL or parquet: problems, pairs, chats, traces or rendered eval sets. Exit code 1 when TRAINING holds a
-    question of EVAL (exact or normalised), else 0; what is near, or shares NGRAM words, is for you to judge.
+    question of EVAL (exact or normalised, in what is asked or in a response), else 0; what is near, or shares NGRAM words,
+    is for you to judge.
     """
     import json
+    from itertools import chain
 
-    from grpo_gsm8k.data.overlap import SAME_PROBLEM, EvalQuestions
+    from grpo_gsm8k.data.overlap import SAME_PROBLEM, EvalQuestions, in_order
     from grpo_gsm8k.errors import ProofError
-    from grpo_gsm8k.training_data.overlap import overlap_record
+    from grpo_gsm8k.training_data.overlap import find_overlaps, overlap_record
 
-    texts, questions = _read(training, as_training=True), _read(evaluated, as_training=False)
-    found = EvalQuestions(questions, ngram=ngram).overlaps(texts)
+    texts, trained = _read(training, as_training=True)
+    questions, _ = _read(evaluated, as_training=False)
+    found = in_order(chain(*find_overlaps(EvalQuestions(questions, ngram=ngram), texts, trained)))
     if as_json:
         record = overlap_record(found, len(texts), len(questions), ngram, max_pairs=None)
         click.echo(json.dumps(record, indent=2, ensure_ascii=False))
@@ -48,17 +52,25 @@ def command(training: Path, evaluated: Path, ngram: int, num_pairs: int, as_json
         raise ProofError(f"{training} holds {len(same)} of the {len(questions)} questions of {evaluated}; take them out of one")
 
 
-def _read(path: Path, *, as_training: bool) -> list[tuple[str, str]]:
-    """Returns (id, text) of each row: of training rows all that is asked, shots included; of eval rows the question alone.
+def _read(path: Path, *, as_training: bool) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Returns (id, text) of what each row asks, shots included where it is a training row, and of what it trains.
 
     Raises: DataError with the place of a row without text.
     """
     from grpo_gsm8k.data.rows import read_rows
 
-    return [
-        (str(row.get("id", row.get("problem_id", f"{path.stem}/{index:05d}"))), _row_text(row, place, as_training))
-        for index, (place, row) in enumerate(read_rows(path))
-    ]
+    asked, trained = [], []
+    for index, (place, row) in enumerate(read_rows(path)):
+        identity = str(row.get("id", row.get("problem_id", f"{path.stem}/{index:05d}")))
+        asked.append((identity, _row_text(row, place, as_training)))
+        trained.append((identity, _trained_text(row)))
+    return asked, trained
+
+
+def _trained_text(row: Mapping[str, Any]) -> str:
+    messages = row["messages"] if isinstance(row.get("messages"), list) else []
+    said = [message.get("content") for message in messages if isinstance(message, dict) and message.get("role") == "assistant"]
+    return "\n".join(text for text in [*said, *(row.get(name) for name in _TRAINED)] if isinstance(text, str))
 
 
 def _row_text(row: Mapping[str, Any], place: str, as_training: bool) -> str:
@@ -88,7 +100,7 @@ def _text(found: Sequence[Overlap], num_training: int, num_eval: int, ngram: int
 
     said = {
         "exact": "the question as it stands",
-        "normalised": "the question, in other case, spacing or punctuation",
+        "normalised": "the question, in other case, spacing, punctuation or markup",
         "near": "80 % of the question's words in order, around a rare run",
         "ngram": f"a rare run of {ngram} or more words",
     }

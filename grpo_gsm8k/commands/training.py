@@ -32,7 +32,7 @@ from grpo_gsm8k.runs.checkpoints import Checkpoints, find_checkpoint
 from grpo_gsm8k.runs.metrics import MetricsWriter, open_trackers
 from grpo_gsm8k.runs.storage import digest
 from grpo_gsm8k.training_data.jsonl_examples import Limits
-from grpo_gsm8k.training_data.overlap import check_leaks, sequence_prompts
+from grpo_gsm8k.training_data.overlap import check_leaks, sequence_prompts, trained_texts
 from grpo_gsm8k.training_data.reading import TrainingData, read_training_data
 from grpo_gsm8k.types import Prompt, Sampling
 
@@ -78,7 +78,8 @@ def read_eval_set(config: TrainEvalConfig, tokenizer: Any, path: Path | None = N
 def check_overlap(config: SftConfig, data: TrainingData, eval_set: TrainEvalSet, tokenizer: Any) -> dict[str, Any]:
     """Returns the record of the leak gate. Raises: ProofError for training examples that are eval problems, unless allowed."""
     training = sequence_prompts(data.sequences, tokenizer)
-    return check_leaks(training, eval_set.questions, eval_set.prompts, is_allowed=config.allow_overlap)
+    trained = trained_texts(data.sequences, tokenizer)
+    return check_leaks(training, eval_set.questions, eval_set.prompts, trained, is_allowed=config.allow_overlap)
 
 
 @dataclass(frozen=True)

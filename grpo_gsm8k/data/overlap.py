@@ -1,29 +1,30 @@
 """Which training texts hold questions of an eval set: word for word, in other typography, nearly, or in a long run of words.
 
-Words are numbers (`1,200` is `1200`), words in lower case, and the signs that carry meaning (`+`, `%`, `$`, brackets …);
-punctuation, quotes and hyphens inside words do not count. A training text (a question, or a whole prompt with its few-shot
-examples) and an eval question are a pair of one of these kinds, the first that fits:
+Words are those of `data.overlap_words`: case, spacing, punctuation, accents, markup and what is not seen do not count.
+A training text (a question, or a whole prompt with its few-shot examples) and an eval question are a pair of one of these
+kinds, the first that fits:
 
 - `exact`: the text holds the question, character for character.
-- `normalised`: it holds the question's words in one run, and neither a calculation nor a sentence goes on beyond it.
+- `normalised`: it holds the question's words in one run, and neither a calculation nor its last sentence goes on beyond it.
 - `near`: they share a rare run of words, and at least 80 % of the question's words stand there in order.
 - `ngram`: they share a rare run of at least `ngram` words (13 by default).
 
 A run is rare when some 8 words of it are in at most 10 different training texts and 10 eval questions; so what a template, an
 instruction or a family of generated problems repeats does not count. `exact` and `normalised` are the same problem. The others
-are for a person to judge: problems that differ in their numbers are near, and need not be a leak.
+are for a person to judge: problems that differ in their numbers are near, and need not be a leak. What is trained (responses,
+traces) is searched for these two only, and for questions of at least 8 words: a trace asks itself *what is 4 + 3?* unprompted.
 
 Source: Brown et al. (2020), arXiv:2005.14165, appendix C (13-grams of words; those in more than 10 documents are ignored).
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
+
+from grpo_gsm8k.data.overlap_words import Words, split_words
 
 NGRAM = 13
 SEED_WORDS = 8
@@ -32,14 +33,6 @@ NEAR_SHARE = 0.8
 KINDS = ("exact", "normalised", "near", "ngram")
 SAME_PROBLEM = frozenset({"exact", "normalised"})
 
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_TOKEN = re.compile(r"\d+(?:\.\d+)*|(?<!\d)\.\d+|[^\W\d_]+|_+|[^\w\s]")
-_IGNORED = frozenset(".,;:?'\"`´“”‘’«»…-–—")
-_OPERATOR = "-+*/\u00d7\u00f7^=\u2212%"
-_GOES_ON = re.compile(rf"[^\S\n]*(?:\w|[{re.escape(_OPERATOR)}])")
-_WENT_BEFORE = re.compile(rf"[\d)][^\S\n]*[{re.escape(_OPERATOR)}][^\S\n]*\Z")
-_HYPHEN = re.compile(r"[-–—]")
-
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
@@ -47,7 +40,7 @@ class Overlap:
 
     `share`: how much of the question's words stands there in order, in 0..1. `run_words`: the longest run of words in common.
     `same_numbers`: whether the question has numbers, and they stand there in the same order. `training_text` is the part of the
-    training text that was compared (Unicode composed, numbers without commas).
+    training text that was compared, in plain characters.
     """
 
     kind: str
@@ -60,16 +53,6 @@ class Overlap:
     eval_text: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Words:
-    """A text as it was given, as it is split (composed, numbers without commas), its words, and where each begins and ends."""
-
-    raw: str
-    text: str
-    words: tuple[str, ...]
-    spans: tuple[tuple[int, int], ...]
-
-
 class EvalQuestions:
     """The questions of an eval set, indexed by their runs of words."""
 
@@ -80,7 +63,7 @@ class EvalQuestions:
         self._ngram = ngram
         self._seed = min(SEED_WORDS, ngram)
         self._ids = [identity for identity, _ in questions]
-        self._questions = [_split(text) for _, text in questions]
+        self._questions = [split_words(text) for _, text in questions]
         self._bags = [Counter(question.words) for question in self._questions]
         self._by_start: dict[tuple[str, ...], list[int]] = defaultdict(list)
         self._by_seed: dict[tuple[str, ...], list[tuple[int, int]]] = defaultdict(list)
@@ -93,7 +76,7 @@ class EvalQuestions:
 
     def held_by(self, text: str) -> list[tuple[str, str]]:
         """Returns (eval id, `exact` or `normalised`) for each question that a text holds."""
-        return [(self._ids[index], kind) for index, kind, _ in self._held_by(_split(text))]
+        return [(self._ids[index], kind) for index, kind, _ in self._held_by(split_words(text))]
 
     def overlaps(self, training: Iterable[tuple[str, str]]) -> list[Overlap]:
         """Returns every pair of a training text (id, text) and a question that overlap: same problems first, then by share.
@@ -103,24 +86,37 @@ class EvalQuestions:
         ids: dict[str, list[str]] = defaultdict(list)
         for identity, whole in training:
             ids[whole].append(identity)
-        texts = [_split(whole) for whole in ids]
+        texts = [split_words(whole) for whole in ids]
         found: dict[tuple[int, int], Overlap] = {}
         for number, text in enumerate(texts):
             for index, kind, at in self._held_by(text):
-                question = self._questions[index]
-                same = bool(_numbers(question.words))
-                window = text.text[text.spans[at][0] : text.spans[at + len(question.words) - 1][1]]
-                found[number, index] = Overlap(kind, "", self._ids[index], 1.0, len(question.words), same, window, question.raw)
+                found[number, index] = self._same(text, index, kind, at)
         for (number, index), hits in self._rare_hits(texts).items():
             if (number, index) not in found:
                 pair = self._near(texts[number], index, hits)
                 if pair is not None:
                     found[number, index] = pair
         owners = list(ids.values())
-        pairs = [replace(pair, training_id=owner) for (number, _), pair in found.items() for owner in owners[number]]
-        return sorted(pairs, key=lambda pair: (KINDS.index(pair.kind), -pair.share, -pair.run_words))
+        return in_order(replace(pair, training_id=owner) for (number, _), pair in found.items() for owner in owners[number])
 
-    def _held_by(self, text: _Words) -> Iterator[tuple[int, str, int]]:
+    def quotes(self, trained: Iterable[tuple[str, str]]) -> list[Overlap]:
+        """Returns each question of at least `SEED_WORDS` words that a trained text (id, text) holds: a response, a trace."""
+        found = []
+        for identity, whole in trained:
+            text = split_words(whole)
+            for index, kind, at in self._held_by(text):
+                if len(self._questions[index].words) >= SEED_WORDS:
+                    found.append(replace(self._same(text, index, kind, at), training_id=identity))
+        return in_order(found)
+
+    def _same(self, text: Words, index: int, kind: str, at: int) -> Overlap:
+        """Returns the pair of a text and a question that it holds from its word `at`; whose text it is, is left open."""
+        question = self._questions[index]
+        length = len(question.words)
+        window = text.text[text.spans[at][0] : text.spans[at + length - 1][1]]
+        return Overlap(kind, "", self._ids[index], 1.0, length, bool(_numbers(question.words)), window, question.raw)
+
+    def _held_by(self, text: Words) -> Iterator[tuple[int, str, int]]:
         """Yields (question, kind, place of its first word) for each question that a text holds, once each."""
         seen = set()
         for at in range(len(text.words)):
@@ -128,12 +124,12 @@ class EvalQuestions:
                 for index in self._by_start.get(text.words[at : at + length], ()):
                     question = self._questions[index]
                     end = at + len(question.words)
-                    if index in seen or text.words[at:end] != question.words or not _is_whole(text, at, end):
+                    if index in seen or text.words[at:end] != question.words or not text.is_whole(at, end):
                         continue
                     seen.add(index)
                     yield index, ("exact" if question.raw.strip() in text.raw else "normalised"), at
 
-    def _rare_hits(self, texts: Sequence[_Words]) -> dict[tuple[int, int], list[tuple[int, int]]]:
+    def _rare_hits(self, texts: Sequence[Words]) -> dict[tuple[int, int], list[tuple[int, int]]]:
         """Returns for each (text, question) the places (in the text, in the question) where a rare run begins in both."""
         places: dict[tuple[str, ...], list[tuple[int, int]]] = defaultdict(list)
         common = {seed for seed, at in self._by_seed.items() if len({index for index, _ in at}) > MAX_TEXTS}
@@ -151,7 +147,7 @@ class EvalQuestions:
                         hits[number, index].append((at, start))
         return hits
 
-    def _near(self, text: _Words, index: int, hits: list[tuple[int, int]]) -> Overlap | None:
+    def _near(self, text: Words, index: int, hits: list[tuple[int, int]]) -> Overlap | None:
         question = self._questions[index]
         (at, start), run = max(((hit, _run_length(text.words, question.words, *hit)) for hit in hits), key=lambda it: it[1])
         slack = len(question.words) // 5
@@ -172,31 +168,14 @@ class EvalQuestions:
         return Overlap(kind, "", self._ids[index], round(share, 4), run, same, shown, question.raw)
 
 
-def _split(text: str) -> _Words:
-    """Returns the words of a text, with their places."""
-    raw, text = text, _THOUSANDS.sub("", unicodedata.normalize("NFKC", text))
-    found = [match for match in _TOKEN.finditer(text) if match[0] not in _IGNORED or _is_minus(text, match)]
-    return _Words(raw, text, tuple(match[0].casefold() for match in found), tuple(match.span() for match in found))
-
-
-def _is_minus(text: str, match: re.Match[str]) -> bool:
-    """Returns whether a hyphen is a minus: a digit or a bracket follows, and no letter stands right before it."""
-    if not _HYPHEN.fullmatch(match[0]):
-        return False
-    after = text[match.end() :].lstrip(" ")[:1]
-    before = text[: match.start()][-1:]
-    return (after.isdigit() or after == "(") and not before.isalpha()
+def in_order(pairs: Iterable[Overlap]) -> list[Overlap]:
+    """Returns pairs by kind, then by how much of the question is there."""
+    return sorted(pairs, key=lambda pair: (KINDS.index(pair.kind), -pair.share, -pair.run_words))
 
 
 def _runs(words: tuple[str, ...], length: int) -> Iterator[tuple[int, tuple[str, ...]]]:
     for at in range(len(words) - length + 1):
         yield at, words[at : at + length]
-
-
-def _is_whole(text: _Words, at: int, end: int) -> bool:
-    """Returns whether a run of words ends where it does: no calculation begins before it, nothing goes on after it."""
-    before, after = text.text[: text.spans[at][0]], text.text[text.spans[end - 1][1] :]
-    return not _GOES_ON.match(after) and not _WENT_BEFORE.search(before[-16:])
 
 
 def _run_length(text: tuple[str, ...], question: tuple[str, ...], at: int, start: int) -> int:

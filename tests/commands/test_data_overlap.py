@@ -28,8 +28,21 @@ def write(path: Path, *rows: dict[str, Any]) -> str:
         {"messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "6"}]},
         {"id": "x", "question": OTHER, "prompt": f"{QUESTION}\n#### 6\n\n{OTHER}", "gold": "56"},
         {"id": "x", "sample_index": 0, "question": QUESTION, "reasoning": "12 - 6 = 6", "answer": "6"},
+        {"id": "x", "prompt": "Go on.", "response": f"You ask: {QUESTION} It is 6."},
+        {"messages": [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": f"You ask: {QUESTION} 6"}]},
+        {"question": OTHER, "reasoning": f"It is like: {QUESTION.upper()}", "answer": "56"},
     ],
-    ids=["problem in lower case", "MATH", "pair", "chat", "few-shot example of a rendered prompt", "trace"],
+    ids=[
+        "problem in lower case",
+        "MATH",
+        "pair",
+        "chat",
+        "few-shot example of a rendered prompt",
+        "trace",
+        "response",
+        "assistant's turn",
+        "reasoning",
+    ],
 )
 def test_a_question_in_training_data_of_any_kind_ends_with_1(
     row: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from grpo_gsm8k.data.overlap import EvalQuestions, Overlap
+from grpo_gsm8k.data.overlap_words import plain_text
 from grpo_gsm8k.data.rows import load_problems
 from grpo_gsm8k.data.word_problems import generate
 
@@ -44,6 +45,86 @@ def test_a_question_is_found_as_it_stands_wherever_it_stands() -> None:
 )
 def test_case_spacing_punctuation_and_the_commas_of_numbers_do_not_hide_a_question(written: str) -> None:
     assert kinds(written) == ["normalised"]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        ASKED.replace(" ", "\u200b "),
+        ASKED.replace("apples", "ap\u00adples\ufeff"),
+        ASKED.replace("a", "a\u0301"),
+        ASKED.replace("a", "á"),
+        ASKED.replace("3", "**3**").replace("Tom", "_Tom_"),
+        ASKED.replace("3", "$3$").replace("1,200", r"\(1,200\)"),
+        ASKED.replace("day.", "day.<br/>").replace("Tom", '<span class="name">Tom</span>&nbsp;'),
+    ],
+    ids=["zero width", "soft hyphen and BOM", "combining", "accents", "Markdown", "TeX", "HTML"],
+)
+def test_markup_accents_and_what_is_not_seen_do_not_hide_a_question(written: str) -> None:
+    assert kinds(written) == ["normalised"]
+
+
+def test_an_escaped_dollar_and_another_minus_sign_are_the_same_signs() -> None:
+    asked = "The fee is $1,200 and it falls to -5 × 2 degrees in the night. How warm is it in the morning at 8?"
+    assert kinds(asked.replace("$", r"\$"), asked) == ["normalised"]
+    assert kinds(asked.replace("-5", "\u22125"), asked) == ["normalised"]
+    assert kinds(asked.replace("-5", "5"), asked) == ["near"]
+
+
+def test_prices_products_and_comparisons_are_not_taken_for_markup() -> None:
+    for text in (
+        "pays $5 and gets $2 back",
+        "2 * 3 and 4 * 5",
+        "2*x*3",
+        "a<b and c>d",
+        "x ≠ 3",
+        "10<sup>2</sup>",
+        "$4, $5, or $6",
+    ):
+        assert plain_text(text) == text
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("Exercise 3 - ", "?"),
+        ("(7) - ", "?"),
+        ("rated 5 * ", "?"),
+        ("", " Answer: 1179"),
+        ("", " A:"),
+        ("", " The final answer: 1179"),
+        ("", " Let us think step by step."),
+        ("", " We begin with the apples."),
+        ("", " - 1179"),
+        ("**", "?**"),
+        ("**Q.** ", "** 1179"),
+    ],
+)
+def test_what_stands_around_a_question_does_not_hide_it(before: str, after: str) -> None:
+    assert set(kinds(before + ASKED.removesuffix("?") + after)) <= {"exact", "normalised"}
+    assert kinds(before + ASKED.removesuffix("?") + after) != []
+
+
+def test_a_question_that_begins_with_a_number_of_things_is_found_behind_a_number_too() -> None:
+    asked = "20% of 50 people bet on a horse. How many of the people do not bet on it in the end?"
+    assert kinds(f"Exercise 3 - {asked}", asked) == ["exact"]
+
+
+def test_another_name_or_clause_behind_a_question_makes_another_question() -> None:
+    assert kinds("Who is the elder of Tom and Ann Smith?", "Who is the elder of Tom and Ann?") == ["near"]
+    assert kinds("Who is older, Tom or Ann Let us think", "Who is older, Tom or Ann?") == ["normalised"]
+    assert kinds("How many apples are left in May/June?", "How many apples are left in May?") == []
+    assert kinds("Solve 2 * x + 3 = 7.", "x + 3 = 7") == []
+
+
+def test_trained_text_is_searched_for_whole_questions_that_are_long_enough() -> None:
+    index = EvalQuestions([("a", ASKED), ("b", "What is 4 + 3?")])
+    trained = [
+        ("t0", f"We are asked: {ASKED.lower()} So 1,200 - 21."),
+        ("t1", "What is 4 + 3? It is 7."),
+        ("t2", ASKED.replace("7", "9")),
+    ]
+    assert [(pair.kind, pair.training_id, pair.eval_id) for pair in index.quotes(trained)] == [("normalised", "t0", "a")]
 
 
 def test_another_number_makes_another_problem_that_is_near() -> None:
@@ -142,3 +223,15 @@ def test_gsm8k_has_its_known_near_duplicate_and_two_more_found_in_seconds(gsm8k_
         ("ngram", "581", "406"),
     ]
     assert not any(pair.same_numbers for pair in found)
+
+
+def test_answers_that_restate_their_own_question_quote_none_of_the_test_set(gsm8k_dir: Path) -> None:
+    train, test = (
+        [(str(n), problem) for n, problem in enumerate(load_problems(gsm8k_dir / f"{split}.jsonl"))]
+        for split in ("train", "test")
+    )
+    index = EvalQuestions([(n, problem.question) for n, problem in test])
+    assert index.quotes((n, f"We are asked: {problem.question} {problem.answer}") for n, problem in train[:2000]) == []
+    assert {pair.eval_id for pair in index.quotes([("t", "\n".join(problem.question for _, problem in test[:50]))])} == {
+        n for n, _ in test[:50]
+    }

@@ -9,7 +9,7 @@ import pytest
 
 from grpo_gsm8k.errors import ProofError
 from grpo_gsm8k.tokenize import TokenSequence
-from grpo_gsm8k.training_data.overlap import check_leaks, sequence_prompts
+from grpo_gsm8k.training_data.overlap import check_leaks, sequence_prompts, trained_texts
 from grpo_gsm8k.types import Prompt
 
 QUESTIONS = [
@@ -45,6 +45,17 @@ def test_an_eval_prompt_may_hold_its_own_question_and_no_other_of_the_set() -> N
         check_leaks([asked("train/0", "How old is Ann?")], QUESTIONS, shown, is_allowed=False)
 
 
+def test_a_question_quoted_in_what_is_trained_stops_the_run() -> None:
+    training = [asked("train/0", OTHER), asked("train/1", "Go on.")]
+    trained = [("train/0", f"{OTHER} She runs 56."), ("train/1", f"You ask: {QUESTIONS[0][1].lower()} 6.")]
+    with pytest.raises(ProofError, match=r"1 trained responses hold questions of the eval set \(train/1 quotes val/0\)"):
+        check_leaks(training, QUESTIONS, (), trained, is_allowed=False)
+    record = check_leaks(training, QUESTIONS, (), trained, is_allowed=True)
+    assert (record["num_overlapping"], record["quoted_in_trained_text"]) == (1, [("train/1", "val/0")])
+    assert [(pair["kind"], pair["training_id"]) for pair in record["pairs"]] == [("normalised", "train/1")]
+    assert check_leaks(training, QUESTIONS, (), trained[:1], is_allowed=False)["quoted_in_trained_text"] == []
+
+
 def test_the_same_tokens_are_the_same_problem_where_the_eval_set_has_no_questions() -> None:
     rendered = [Prompt("val/0", (1, 2, 3), "x"), Prompt("val/1", (1, 2, 4), "y")]
     training = [Prompt("train/0", (1, 2, 4), "something else")]
@@ -74,7 +85,7 @@ def test_what_is_allowed_and_what_is_near_is_on_record_with_both_texts(caplog: p
     assert "1 of 2 eval questions are in the training data, 1 more are near a training text" in caplog.text
 
 
-def test_what_a_sequence_does_not_train_is_its_prompt_of_every_turn(tokenizer: Any) -> None:
+def test_what_a_sequence_trains_and_what_it_does_not_are_told_apart_in_every_turn(tokenizer: Any) -> None:
     pieces = [("How old is Ann?", False), ("She is 3.", True), ("And Ben?", False), ("He is 4.", True)]
     ids: list[int] = []
     trained: list[bool] = []
@@ -83,6 +94,8 @@ def test_what_a_sequence_does_not_train_is_its_prompt_of_every_turn(tokenizer: A
         ids += tokens
         trained += [is_trained] * len(tokens)
     (prompt,) = sequence_prompts([TokenSequence("chat/0", tuple(ids), tuple(trained))], tokenizer)
+    sequence = TokenSequence("chat/0", tuple(ids), tuple(trained))
+    assert trained_texts([sequence], tokenizer) == [("chat/0", "She is 3.\nHe is 4.")]
     assert prompt.problem_id == "chat/0"
     assert prompt.text == "How old is Ann?\nAnd Ben?"
     assert list(prompt.token_ids) == tokenizer("How old is Ann?", add_special_tokens=False)["input_ids"]
