@@ -24,7 +24,8 @@ class Comparison:
 
     `gained` and `lost` are the problems that B solves more and less often than A (with one sample each: McNemar's discordant
     counts). `discordance` is the mean squared difference of a problem (with one sample each: the share of discordant ones).
-    `detectable` is the smallest difference that P problems with this discordance would show (two-sided α 0.05, power 0.8).
+    `detectable` is the smallest difference that P problems with this discordance, or as much as that difference takes, would
+    show (two-sided α 0.05, power 0.8).
     """
 
     num_problems: int
@@ -71,7 +72,7 @@ def compare_solved(a: Solved, b: Solved, *, seed: int) -> Comparison:
         gained=tuple(problem for problem, unit in zip(ids, units_P, strict=True) if unit > 0),
         lost=tuple(problem for problem, unit in zip(ids, units_P, strict=True) if unit < 0),
         discordance=discordance,
-        detectable=detectable_difference(discordance, len(ids)),
+        detectable=detectable_difference(discordance, len(ids), exact=whole == 1),
     )
 
 
@@ -93,13 +94,13 @@ def sign_flip_p(differences_P: Sequence[int]) -> float:
     return min(1.0, float(tails))
 
 
-def detectable_difference(discordance: float, num_problems: int) -> float | None:
+def detectable_difference(discordance: float, num_problems: int, *, exact: bool = True) -> float | None:
     """Returns the smallest difference that P problems show at this discordance (two-sided α 0.05, power 0.8), or None.
 
-    None where no difference up to 1 would be seen. Source: Connor (1987), Biometrics 43:207.
+    A difference that takes more discordance is reckoned with as much as it takes. None where not even a difference of 1 is
+    shown. `exact`: one sample a problem, so that the test is McNemar's.
     """
-    # at accuracy 1/2 the discordance that the formula assumes is (1 - correlation) / 2
-    return minimum_detectable_difference_paired(0.5, num_problems, correlation=1 - 2 * discordance)
+    return minimum_detectable_difference_paired(0.5, num_problems, discordance=discordance, exact=exact)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -9,17 +9,20 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
+from grpo_gsm8k.algorithms.mcnemar_power import MAX_PROBLEMS, exact_mcnemar_power
 from grpo_gsm8k.errors import InputError
 
 FloatArray = npt.NDArray[np.float64]
 
 _MAX_MULTINOMIAL_LEVELS = 64
 _CHUNK_DRAWS = 1 << 20
+_ROUNDING = 1e-12  # of differences and accuracies
 
 
 def bootstrap_interval(
@@ -119,67 +122,111 @@ def maj_at_k(answers_PN: Sequence[Sequence[str | None]], values_PN: Sequence[Seq
     return np.array([0.0 if at is None else values[at] for at, values in zip(chosen, values_PN, strict=True)], dtype=np.float64)
 
 
+def power_unpaired(accuracy: float, num_problems: int, difference: float, *, alpha: float = 0.05) -> float:
+    """Returns the chance that two evals on *different* sets of P problems each show this difference (z-test, two-sided).
+
+    Φ((d √n - z_{1-α/2} √(2 p̄ q̄)) / √(p1 q1 + p2 q2)), where p1 = `accuracy`, p2 is d away from it towards 0.5's side (the
+    harder direction), p̄ = (p1 + p2) / 2. It is 0 for a difference that no accuracy has, and where not even all against none
+    is shown by Fisher's exact test. One 0/1 value a problem; several samples a problem can only raise it.
+    Source: Fleiss, Levin and Paik, Statistical Methods for Rates and Proportions (3rd ed., 2003), ch. 4.
+    """
+    _check_power(accuracy, num_problems, alpha)
+    p1 = accuracy
+    p2 = p1 + difference if accuracy <= 0.5 else p1 - difference
+    if not -_ROUNDING <= p2 <= 1 + _ROUNDING or 2 * math.exp(-_log_choices(num_problems)) >= alpha:
+        return 0.0
+    p2 = min(1.0, max(0.0, p2))
+    mean = (p1 + p2) / 2
+    surplus = difference * math.sqrt(num_problems) - _z(alpha) * math.sqrt(2 * mean * (1 - mean))
+    return _chance_below(surplus, math.sqrt(p1 * (1 - p1) + p2 * (1 - p2)))
+
+
+def power_paired(
+    accuracy: float,
+    num_problems: int,
+    difference: float,
+    *,
+    discordance: float | None = None,
+    alpha: float = 0.05,
+    exact: bool = True,
+) -> float:
+    """Returns the chance that two evals on the *same* P problems show this difference (McNemar's test, two-sided).
+
+    ψ, the share of problems on which the two disagree, is `discordance`, else p (1 - p), which is half the disagreement of two
+    independent systems; and at least d, since a difference is made of disagreements. Up to 200 problems it is the exact
+    test's; beyond, or where not `exact` (several samples: ψ is a mean square, at least d²), Φ((d √n - z_{1-α/2} √ψ) /
+    √(ψ - d²)). It is 0 for a difference that no accuracy has (of a given discordance: no discordance).
+    Source: Connor (1987), Biometrics 43:207; Duffy (1984), Biometrics 40:1005.
+    """
+    _check_power(accuracy, num_problems, alpha)
+    if discordance is not None and not 0 <= discordance <= 1:
+        raise InputError(f"discordance must be in 0..1, got {discordance}")
+    most = max(accuracy, 1 - accuracy) if discordance is None else 1.0
+    if difference > most + _ROUNDING or 2 * 0.5 ** min(num_problems, 1000) >= alpha:
+        return 0.0
+    least = difference if exact else difference * difference
+    psi = max(accuracy * (1 - accuracy) if discordance is None else discordance, min(least, 1.0))
+    if exact and num_problems <= MAX_PROBLEMS:
+        return exact_mcnemar_power(num_problems, psi, difference, alpha)
+    surplus = difference * math.sqrt(num_problems) - _z(alpha) * math.sqrt(psi)
+    return _chance_below(surplus, math.sqrt(max(0.0, psi - difference * difference)))
+
+
 def minimum_detectable_difference(
     accuracy: float, num_problems: int, *, alpha: float = 0.05, power: float = 0.8
 ) -> float | None:
-    """Returns the smallest accuracy difference that two evals on *different* sets of P problems each would show, or None.
-
-    Two-sided test at `alpha`, found with probability `power`: the d > 0 with d √n = z_{1-α/2} √(2 p̄ q̄) + z_power √(p1 q1 +
-    p2 q2), where p1 = `accuracy`, p2 is d away from it towards 0.5's side (the harder direction), p̄ = (p1 + p2) / 2. None
-    when no difference within [0, 1] would do. One 0/1 value a problem; several samples a problem can only lower it.
-    Source: Fleiss, Levin and Paik, Statistical Methods for Rates and Proportions (3rd ed., 2003), ch. 4, solved for d.
-    """
-    z_alpha, z_power = _quantiles(accuracy, num_problems, alpha, power)
-    p1, sign = accuracy, 1 if accuracy <= 0.5 else -1
-
-    def surplus(d: float) -> float:
-        p2 = p1 + sign * d
-        mean = (p1 + p2) / 2
-        need = z_alpha * math.sqrt(2 * mean * (1 - mean)) + z_power * math.sqrt(p1 * (1 - p1) + p2 * (1 - p2))
-        return d * math.sqrt(num_problems) - need
-
-    return _first_root(surplus, 1 - p1 if sign > 0 else p1)
+    """Returns the smallest difference that `power_unpaired` says is shown with this power; None where none is."""
+    _check_share(power)
+    return smallest_difference(partial(power_unpaired, accuracy, num_problems, alpha=alpha), max(accuracy, 1 - accuracy), power)
 
 
 def minimum_detectable_difference_paired(
-    accuracy: float, num_problems: int, *, correlation: float = 0.5, alpha: float = 0.05, power: float = 0.8
+    accuracy: float,
+    num_problems: int,
+    *,
+    discordance: float | None = None,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    exact: bool = True,
 ) -> float | None:
-    """Returns the smallest accuracy difference that two evals on the *same* P problems (McNemar's test) would show, or None.
-
-    The d > 0 with d √n = z_{1-α/2} √ψ + z_power √(ψ - d²), where ψ, the share of problems on which the two disagree, is
-    assumed to be 2 p (1-p) (1 - `correlation`), and at least d, since a difference is made of disagreements. The default
-    correlation 0.5 assumes that half of the disagreement of two independent systems is gone. None when no d ≤ 1 would do.
-    Source: Connor (1987), Biometrics 43:207, the sample size for McNemar's test, solved for d.
-    """
-    z_alpha, z_power = _quantiles(accuracy, num_problems, alpha, power)
-    if not -1 <= correlation <= 1:
-        raise InputError(f"correlation must be in -1..1, got {correlation}")
-    assumed = min(1.0, 2 * accuracy * (1 - accuracy) * (1 - correlation))
-
-    def surplus(d: float) -> float:
-        discordance = max(assumed, d)
-        return d * math.sqrt(num_problems) - z_alpha * math.sqrt(discordance) - z_power * math.sqrt(discordance - d * d)
-
-    return _first_root(surplus, 1.0)
+    """Returns the smallest difference that `power_paired` says is shown with this power; None where none is."""
+    _check_share(power)
+    chance = partial(power_paired, accuracy, num_problems, discordance=discordance, alpha=alpha, exact=exact)
+    return smallest_difference(chance, max(accuracy, 1 - accuracy) if discordance is None else 1.0, power)
 
 
-def _quantiles(accuracy: float, num_problems: int, alpha: float, power: float) -> tuple[float, float]:
-    if not 0 <= accuracy <= 1 or num_problems < 1 or not 0 < alpha < 1 or not 0 < power < 1:
-        raise InputError(
-            "a detectable difference needs an accuracy in 0..1, a problem, and alpha and power between 0 and 1, got"
-            f" {accuracy}, {num_problems}, {alpha}, {power}"
-        )
-    return NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power)
+def _check_power(accuracy: float, num_problems: int, alpha: float) -> None:
+    _check_share(alpha)
+    if not 0 <= accuracy <= 1 or num_problems < 1:
+        raise InputError(f"power needs an accuracy in 0..1 and a problem, got {accuracy} and {num_problems}")
 
 
-def _first_root(surplus: Callable[[float], float], upper: float) -> float | None:
-    """Returns where `surplus` turns from negative to positive in (0, upper], or None when it is still negative at `upper`."""
-    if surplus(upper) < 0:
+def _check_share(value: float) -> None:
+    if not 0 < value < 1:
+        raise InputError(f"alpha and power lie between 0 and 1, got {value}")
+
+
+def _z(alpha: float) -> float:
+    return NormalDist().inv_cdf(1 - alpha / 2)
+
+
+def _chance_below(surplus: float, spread: float) -> float:
+    return float(surplus >= 0) if spread == 0 else NormalDist().cdf(surplus / spread)
+
+
+def _log_choices(num_problems: int) -> float:
+    """The log of how many ways there are to split 2 P problems in halves: all against none is one of them."""
+    return math.lgamma(2 * num_problems + 1) - 2 * math.lgamma(num_problems + 1)
+
+
+def smallest_difference(chance: Callable[[float], float], largest: float, power: float) -> float | None:
+    """Returns the smallest difference in (0, largest] whose chance is `power`, or None where not even the largest has it."""
+    if chance(largest) < power:
         return None
-    low, high = 0.0, upper
-    for _ in range(60):
+    low, high = 0.0, largest
+    for _ in range(50):
         middle = (low + high) / 2
-        low, high = (middle, high) if surplus(middle) < 0 else (low, middle)
+        low, high = (middle, high) if chance(middle) < power else (low, middle)
     return high
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from grpo_gsm8k.algorithms.comparison import Comparison, compare_solved, holm
 from grpo_gsm8k.errors import ConfigError, DataError
-from grpo_gsm8k.runs.evaluations import EvaluationRecord, what_differs
+from grpo_gsm8k.runs.evaluations import EvaluationRecord, grader_errors, what_differs
 
 MAX_CHARS = 240
 SMALLEST_P = 1e-300
+ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,9 @@ def comparison_record(entry: Compared) -> dict[str, Any]:
         "test": _test(entry),
         "holm_p": entry.holm_p,
         "num_comparisons": entry.num_comparisons,
+        "grader_errors": {
+            side: sum(one.num_errors for one in record.problems.values()) for side, record in (("a", entry.a), ("b", entry.b))
+        },
         "differs": entry.unfair,
         "noted": entry.known,
         "sentence": sentence(entry),
@@ -79,7 +83,7 @@ def comparison_text(compared: Sequence[Compared], num_flips: int) -> str:
     ]
     for entry in compared:
         found, (low, high) = entry.found, entry.found.ci95
-        interval = f"[{_points(low)}, {_points(high)}]"
+        interval = "none" if low == high else f"[{_points(low)}, {_points(high)}]"
         lines.append(
             f"  {entry.b.name:<{width}}  {_percent(found.accuracy_b):>8}   {_points(found.difference):>9}   {interval:<16}  "
             f"{len(found.gained):>6}  {len(found.lost):>4}   {_p(found.p):<8}" + (f"  {_p(entry.holm_p)}" if several else "")
@@ -92,7 +96,7 @@ def comparison_text(compared: Sequence[Compared], num_flips: int) -> str:
             lines += [line for problem in ids[:num_flips] for line in _flip(entry, word, problem)]
             if len(ids) > num_flips:
                 lines.append(f"  … {len(ids) - num_flips} more {word} (--num-flips, or --json for all)")
-    return "\n".join(lines)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def sentence(entry: Compared) -> str:
@@ -101,14 +105,47 @@ def sentence(entry: Compared) -> str:
     p = f"{_test(entry)} p {_p(found.p, spoken=True)}"
     if entry.num_comparisons > 1:
         p += f", {_p(entry.holm_p, spoken=True)} after Holm's correction for {entry.num_comparisons} comparisons"
-    seen = "no difference would" if found.detectable is None else f"a difference of {100 * found.detectable:.1f} points would"
-    shown = "" if entry.holm_p < 0.05 else "No difference is shown: "
+    shown = "" if entry.holm_p < ALPHA else "No difference is shown: "
     solves = f"{entry.b.name} solves {_percent(found.accuracy_b)} and {entry.a.name} {_percent(found.accuracy_a)}"
+    interval = f"95 % paired bootstrap interval {_points(low)} to {_points(high)}"
+    if low == high:
+        interval = "no bootstrap interval, as " + ("no problem differs" if low == 0 else "every problem differs by as much")
+    said = [
+        f"{interval}{_disagreement(entry)}",
+        p,
+        f"{len(found.gained)} gained, {len(found.lost)} lost",
+        _detectable(entry),
+        *(f"{counts} of {side} have a grader error (counted as wrong)" for side, counts, _ in grader_errors(entry.a, entry.b)),
+    ]
     return (
-        f"{shown}{solves} of the same {found.num_problems} problems, a difference of {_points(found.difference)} points (95 % "
-        f"paired bootstrap interval {_points(low)} to {_points(high)}; {p}; {len(found.gained)} gained, "
-        f"{len(found.lost)} lost; {seen} be seen with power 0.8 at this discordance)."
+        f"{shown}{solves} of the same {found.num_problems} problems, a difference of {_points(found.difference)} points "
+        f"({'; '.join(said)})."
     )
+
+
+def _disagreement(entry: Compared) -> str:
+    """Says why interval and test do not agree on whether there is a difference; nothing where they do."""
+    found, (low, high) = entry.found, entry.found.ci95
+    excludes_0 = low > 0 or high < 0
+    if low == high or excludes_0 == (entry.holm_p < ALPHA):
+        return ""
+    if not excludes_0:
+        return ", which holds 0 where the exact test, which decides, does not"
+    if found.p < ALPHA:
+        return ", which leaves out 0 but, unlike the p-value that decides, is not corrected for several comparisons"
+    few = len(found.gained) + len(found.lost)
+    return f", which leaves out 0 but is too narrow where {few} problems differ: the exact test decides"
+
+
+def _detectable(entry: Compared) -> str:
+    found = entry.found
+    if found.detectable is None:
+        return f"{found.num_problems} problems are too few to show any difference with power 0.8"
+    said = f"a difference of {100 * found.detectable:.1f} points would be seen with power 0.8"
+    takes = found.detectable if _test(entry) == "exact McNemar" else found.detectable**2
+    if takes > found.discordance:
+        return f"{said}, and takes more disagreement than the {_percent(found.discordance)} seen"
+    return f"{said} at this discordance"
 
 
 def _test(entry: Compared) -> str:

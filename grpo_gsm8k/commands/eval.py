@@ -153,7 +153,7 @@ def summary(config: EvalConfig, outcome: dict[str, Any], times: dict[str, float]
     shown = [
         f"{100 * value:.1f} points {how}" for value, how in ((paired, "on the same problems"), (apart, "on others")) if value
     ]
-    lines.append(f"  a difference that this many problems can show: {', '.join(shown) or 'none'}")
+    lines.append(f"  a difference that this many problems can show: {', '.join(shown) or 'none, they are too few'}")
     if outcome["mean_completion_tokens"] is None:
         lines.append("  tokens: not known, the server gives no token ids")
     else:

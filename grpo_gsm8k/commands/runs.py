@@ -23,7 +23,7 @@ from grpo_gsm8k.commands.runs_audit import command as audit_command
 
 @click.group("runs", context_settings=CONTEXT)
 def group() -> None:
-    """Ask run directories: compare their evaluations."""
+    """Ask run directories: list, show and compare them, verify or certify them, do one again, make pages and exports."""
 
 
 @group.command("compare", context_settings=CONTEXT)

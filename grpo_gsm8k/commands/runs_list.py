@@ -30,7 +30,7 @@ def command(limit: int, as_json: bool, artifacts_dir: str) -> None:
     """
     import json
 
-    from grpo_gsm8k.runs.catalog import list_runs
+    from grpo_gsm8k.runs.catalog import list_runs, one_line
 
     entries, num_runs = list_runs(Path(artifacts_dir), limit)
     if as_json:
@@ -40,12 +40,12 @@ def command(limit: int, as_json: bool, artifacts_dir: str) -> None:
     if not entries:
         click.echo(f"no run under {Path(artifacts_dir) / 'runs'}")
         return
-    click.echo(printable(table([HEADINGS, *map(_cells, entries)])))
+    click.echo(table([HEADINGS, *map(_cells, entries)]))
     if num_runs > len(entries):
         click.echo(f"… {num_runs - len(entries)} older (--limit)")
     for entry in entries:
         for note in entry.notes:
-            click.echo(printable(f"{entry.name}: {note}"))
+            click.echo(one_line(f"{entry.name}: {note}"))
 
 
 def headline_text(headline: Headline | None) -> str:
@@ -56,8 +56,10 @@ def headline_text(headline: Headline | None) -> str:
 
 
 def printable(text: str) -> str:
-    """Returns text that any terminal can take: what is neither printable nor a line's end becomes a replacement character."""
-    return "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text)
+    """Returns lines that any terminal can take: what is not printable is escaped."""
+    from grpo_gsm8k.runs.catalog import one_line
+
+    return "\n".join(map(one_line, text.split("\n")))
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -67,8 +69,10 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cells(entry: RunEntry) -> tuple[str, ...]:
-    model = entry.model or "-"
-    return (
+    from grpo_gsm8k.runs.catalog import one_line
+
+    model = one_line(entry.model or "-")
+    cells = (
         entry.name,
         entry.command or "-",
         model if len(model) <= MAX_MODEL else f"…{model[1 - MAX_MODEL :]}",
@@ -77,3 +81,4 @@ def _cells(entry: RunEntry) -> tuple[str, ...]:
         headline_text(entry.headline),
         "-" if entry.commit is None else entry.commit + ("+" if entry.dirty else ""),
     )
+    return tuple(map(one_line, cells))

@@ -13,8 +13,9 @@ from grpo_gsm8k.commands.from_config import CONTEXT
 
 MOST_PROBLEMS = 10**9
 GRID = 1000
+EXACT_PROBLEMS = 200  # so many are tried one by one: an exact test's power does not only rise with each more
 
-Detectable = Callable[[float, int], float | None]  # (baseline, problems) to the smallest difference seen
+Power = Callable[[float, int, float], float]  # of (baseline, problems, effect)
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def command(
 
     Paired: both runs answer the same problems (McNemar's test). Unpaired: each answers its own. One sample a problem.
     """
-    from grpo_gsm8k.algorithms.statistics import minimum_detectable_difference, minimum_detectable_difference_paired
+    from grpo_gsm8k.algorithms.statistics import power_paired, power_unpaired
     from grpo_gsm8k.errors import ConfigError
 
     if any(value is not None and math.isnan(value) for value in (baseline, effect, discordance, power, alpha)):
@@ -76,69 +77,53 @@ def command(
             f"effect = {effect}: no accuracy is that far from the baseline ({baseline}); allowed is 0 to the farther end"
         )
 
-    def paired(power: float) -> Detectable:
-        if discordance is None:
-            return partial(minimum_detectable_difference_paired, alpha=alpha, power=power)
-        correlation = 1 - 2 * discordance  # at accuracy 1/2 the discordance assumed is (1 - correlation) / 2
-        return lambda _, n: minimum_detectable_difference_paired(0.5, n, correlation=correlation, alpha=alpha, power=power)
-
-    def unpaired(power: float) -> Detectable:
-        return partial(minimum_detectable_difference, alpha=alpha, power=power)
-
+    paired = partial(power_paired, discordance=discordance, alpha=alpha)
+    unpaired = partial(power_unpaired, alpha=alpha)
     assumed = f"discordance {discordance:g}" if discordance is not None else "discordance assumed from the baseline"
     click.echo(f"two-sided α {alpha:g}, one sample a problem" + (f", power {power:g}" if missing else ""))
     click.echo(f"  paired, the same problems ({assumed}): {answer(question, paired, power, discordance is not None)}")
     click.echo(f"  unpaired, other problems: {answer(question, unpaired, power, False)}")
 
 
-def answer(question: Question, by_power: Callable[[float], Detectable], power: float, any_baseline: bool) -> str:
+def answer(question: Question, power_of: Power, wanted: float, any_baseline: bool) -> str:
     """Returns what the question leaves open, in words. `any_baseline`: the answer does not depend on the baseline."""
+    from grpo_gsm8k.algorithms.statistics import smallest_difference
+
     n, baseline, effect = question.num_problems, question.baseline, question.effect
     if n is None:
         assert baseline is not None and effect is not None
-        needed = problems_needed(by_power(power), baseline, effect)
+        needed = problems_needed(power_of, baseline, effect, wanted)
         return "no number of problems shows it" if needed is None else f"{needed:,} problems"
     if effect is None:
         assert baseline is not None
-        found = by_power(power)(baseline, n)
-        return "no difference would be seen" if found is None else f"a difference of {100 * found:.2f} points"
+        largest = 1.0 if any_baseline else max(baseline, 1 - baseline)
+        found = smallest_difference(partial(power_of, baseline, n), largest, wanted)
+        return "none can be shown with so few" if found is None else f"a difference of {100 * found:.2f} points"
     if baseline is None:
-        return _baselines(by_power(power), n, effect, any_baseline)
-    return f"seen with power {achieved_power(by_power, baseline, n, effect):.2f}"
+        return _baselines(power_of, n, effect, wanted, any_baseline)
+    chance = power_of(baseline, n, effect)
+    return f"seen with power {chance:.2f}" if chance > 0 else "cannot be shown with so few"
 
 
-def problems_needed(detectable: Detectable, baseline: float, effect: float) -> int | None:
+def problems_needed(power_of: Power, baseline: float, effect: float, wanted: float) -> int | None:
     """Returns the fewest problems that show the effect; None where a billion do not."""
 
     def enough(n: int) -> bool:
-        found = detectable(baseline, n)
-        return found is not None and found <= effect
+        return power_of(baseline, n, effect) >= wanted
 
-    if not enough(MOST_PROBLEMS):
-        return None
-    low, high = 0, MOST_PROBLEMS
+    few = next((n for n in range(1, EXACT_PROBLEMS + 1) if enough(n)), None)
+    if few is not None or not enough(MOST_PROBLEMS):
+        return few
+    low, high = EXACT_PROBLEMS, MOST_PROBLEMS
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     return high
 
 
-def achieved_power(by_power: Callable[[float], Detectable], baseline: float, num_problems: int, effect: float) -> float:
-    """Returns the power with which the effect is seen, to 1e-6."""
-    low, high = 0.0, 1.0
-    while high - low > 1e-6:
-        middle = (low + high) / 2
-        found = by_power(middle)(baseline, num_problems)
-        low, high = (middle, high) if found is not None and found <= effect else (low, middle)
-    return low
-
-
-def _baselines(detectable: Detectable, num_problems: int, effect: float, any_baseline: bool) -> str:
+def _baselines(power_of: Power, num_problems: int, effect: float, wanted: float, any_baseline: bool) -> str:
     """Says at which baselines the effect is seen, to a thousandth."""
-    seen = []
-    for step in range(1 if any_baseline else GRID + 1):
-        found = detectable(step / GRID, num_problems)
-        seen.append(found is not None and found <= effect)
+    seen = [power_of(step / GRID, num_problems, effect) >= wanted for step in range(1 if any_baseline else GRID + 1)]
     if all(seen) or not any(seen):
         return f"{'seen' if all(seen) else 'not seen'} at any baseline"
     edges = [step for step in range(GRID + 1) if seen[step] and not (0 < step < GRID and seen[step - 1] and seen[step + 1])]

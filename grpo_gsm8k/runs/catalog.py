@@ -52,6 +52,11 @@ class RunEntry:
         return self.path.name
 
 
+def one_line(text: str) -> str:
+    """Returns text on one line that any terminal can take: what is not printable is escaped as in a string's literal."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
 def list_runs(artifacts: Path, limit: int | None) -> tuple[list[RunEntry], int]:
     """Returns (the newest runs, at most `limit`; how many there are). Raises: InputError where there is no folder of runs."""
     folder = artifacts / "runs"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_gsm8k.errors import DataError, InputError, unknown_name
+from grpo_gsm8k.runs.catalog import one_line
 from grpo_gsm8k.runs.directory import open_run
 from grpo_gsm8k.runs.reading import reading
 from grpo_gsm8k.runs.storage import digest, parse_json, read_lines, read_plain
@@ -16,6 +17,7 @@ from grpo_gsm8k.runs.storage import digest, parse_json, read_lines, read_plain
 # What one kind of run calls temperature and so on, the other calls eval_temperature (its own temperature being training's).
 _SAMPLING = ("temperature", "top_p", "top_k", "max_new_tokens")
 _DEFAULTS = {"top_p": 1.0, "top_k": 0}
+MAX_ERROR_SHARE = 0.01  # of completions that a grader failed on and that count as wrong
 
 
 @dataclass
@@ -27,6 +29,7 @@ class ProblemRecord:
     prompt_sha256: str
     solved: list[bool] = field(default_factory=list)
     completions: list[str] = field(default_factory=list)
+    num_errors: int = 0  # samples that count as wrong because the grader failed on them
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,8 @@ class EvaluationRecord:
 
     @property
     def name(self) -> str:
-        """What people call it: run@step."""
-        return f"{self.run_path.name}@{self.step}"
+        """What people call it: run@step, on one line whatever the folder is called."""
+        return f"{one_line(self.run_path.name)}@{self.step}"
 
     @property
     def solved(self) -> dict[str, list[bool]]:
@@ -105,7 +108,8 @@ def _read(run: Path, number: int | None, grader: str | None) -> EvaluationRecord
 
 def what_differs(a: EvaluationRecord, b: EvaluationRecord) -> tuple[list[str], list[str]]:
     """Returns (what makes a comparison unfair, what a reader should know), each in words of one line."""
-    unfair, known = [], []
+    unfair: list[str] = []
+    known: list[str] = []
     only_a, only_b = a.problems.keys() - b.problems.keys(), b.problems.keys() - a.problems.keys()
     common = sorted(a.problems.keys() & b.problems.keys())
     if only_a or only_b:
@@ -120,6 +124,10 @@ def what_differs(a: EvaluationRecord, b: EvaluationRecord) -> tuple[list[str], l
     if (a.grader, a.grader_version) != (b.grader, b.grader_version):
         said = [f"{side.grader} {side.grader_version or '(version not on record)'}" for side in (a, b)]
         unfair.append(f"grader: {said[0]} in A and {said[1]} in B")
+    for name, counts, share in grader_errors(a, b):
+        (unfair if share > MAX_ERROR_SHARE else known).append(
+            f"grader: {counts} of {name} have a grader error (counted as wrong)"
+        )
     for key, value in a.sampling.items():
         if value != b.sampling[key]:
             unfair.append(f"sampling: {key} is {value} in A and {b.sampling[key]} in B")
@@ -127,6 +135,17 @@ def what_differs(a: EvaluationRecord, b: EvaluationRecord) -> tuple[list[str], l
     if prompts:
         known.append(f"prompt: {prompts} of {len(common)} problems are asked in other tokens (template, shots or tokenizer)")
     return unfair, known
+
+
+def grader_errors(a: EvaluationRecord, b: EvaluationRecord) -> list[tuple[str, str, float]]:
+    """Returns (A or B, "k of n completions", k / n) of each side whose grader failed on k > 0, on the problems in common."""
+    found = []
+    for side, record in (("A", a), ("B", b)):
+        common = [record.problems[key] for key in a.problems.keys() & b.problems.keys()]
+        errors, completions = sum(one.num_errors for one in common), sum(len(one.solved) for one in common)
+        if errors:
+            found.append((side, f"{errors} of {completions} completions", errors / completions))
+    return found
 
 
 def _read_problems(path: Path, grader: str) -> dict[str, ProblemRecord]:
@@ -142,6 +161,7 @@ def _read_problems(path: Path, grader: str) -> dict[str, ProblemRecord]:
                 raise TypeError("a text is none")
             record = problems.setdefault(texts[0], ProblemRecord(texts[1], texts[2], prompt))
             record.solved.append(status == "correct")
+            record.num_errors += status == "error"
             record.completions.append(texts[3])
         except (KeyError, TypeError) as error:
             raise DataError(f"{path} has a row that is not an evaluation's ({error!r}); it was changed") from None

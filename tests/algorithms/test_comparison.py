@@ -79,7 +79,11 @@ def test_the_detectable_difference_solves_connors_equation() -> None:
     assert found is not None
     assert found * 20 == pytest.approx(1.959963984540054 * sqrt(0.2) + 0.8416212335729143 * sqrt(0.2 - found**2), rel=1e-9)
     assert detectable_difference(0.0, 400) == pytest.approx(detectable_difference(1e-9, 400))
+    several = detectable_difference(0.04, 20, exact=False)  # a fifth on every problem is much, by one sample each it is not
+    assert several is not None
+    assert several * sqrt(20) == pytest.approx(1.959964 * 0.2 + 0.841621 * sqrt(0.04 - several**2), rel=1e-5)
     assert detectable_difference(0.5, 2) is None
+    assert detectable_difference(0.5, 5, exact=False) is None  # the smallest p-value of 5 differences is 2 / 32
 
 
 def test_holm_is_statsmodels_holm() -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grpo_gsm8k.algorithms.comparison import sign_flip_p
 from grpo_gsm8k.algorithms.statistics import (
     bootstrap_interval,
     maj_at_k,
@@ -18,6 +19,8 @@ from grpo_gsm8k.algorithms.statistics import (
     minimum_detectable_difference,
     minimum_detectable_difference_paired,
     pass_at_k,
+    power_paired,
+    power_unpaired,
     wilson_interval,
 )
 from grpo_gsm8k.errors import InputError
@@ -143,8 +146,12 @@ def test_the_paired_detectable_difference_by_hand() -> None:
 
 
 def test_an_accuracy_of_zero_still_has_a_detectable_difference() -> None:
-    """There every disagreement is a gain, ψ = d: √(100 d) = 1.95996 + .84162 √(1-d) gives d = 0.07666."""
-    assert minimum_detectable_difference_paired(0.0, 100) == pytest.approx(0.07666, abs=1e-5)
+    """There every disagreement is a gain, ψ = d, and 6 are shown: P(Binomial(100, 0.0776) ≥ 6) = 0.8; by Connor
+    √(1000 d) = 1.95996 + .84162 √(1-d), d = 0.00783."""
+    found = minimum_detectable_difference_paired(0.0, 100)
+    assert found is not None
+    assert 1 - sum(math.comb(100, k) * found**k * (1 - found) ** (100 - k) for k in range(6)) == pytest.approx(0.8, abs=1e-9)
+    assert minimum_detectable_difference_paired(0.0, 1000) == pytest.approx(0.007831, abs=1e-5)
     assert 0.05 < (minimum_detectable_difference(0.0, 100) or 0) < 0.1
     assert minimum_detectable_difference(0.0, 100) == pytest.approx(minimum_detectable_difference(1.0, 100))
 
@@ -158,6 +165,30 @@ def test_a_difference_of_that_size_is_found_four_times_in_five() -> None:
     pooled = (a + b) / 2
     found = np.abs(a - b) / np.sqrt(2 * pooled * (1 - pooled) / n) > 1.959964
     assert found.mean() == pytest.approx(0.8, abs=0.015)
+
+
+@pytest.mark.parametrize(
+    ("num_problems", "discordance", "difference"), [(8, 0.9, 0.8), (20, 0.5, 0.35), (60, 0.2, 0.2), (200, 0.21, 0.09)]
+)
+def test_with_few_problems_the_power_is_how_often_the_exact_test_rejects(
+    num_problems: int, discordance: float, difference: float
+) -> None:
+    chances = [(discordance + difference) / 2, (discordance - difference) / 2, 1 - discordance]
+    drawn = np.random.default_rng(0).multinomial(num_problems, np.maximum(chances, 0), size=20_000)[:, :2]
+    pairs, counts = np.unique(drawn, axis=0, return_counts=True)
+    rejects = np.array([sign_flip_p([1] * int(gained) + [-1] * int(lost)) < 0.05 for gained, lost in pairs])
+    found = power_paired(0.5, num_problems, difference, discordance=discordance)
+    assert found == pytest.approx(counts[rejects].sum() / 20_000, abs=0.01)
+
+
+def test_five_problems_never_show_a_difference_and_no_difference_is_larger_than_accuracies_allow() -> None:
+    """Five gains have the p-value 2 / 32; six, 2 / 64, and of six problems at .1 all are gains with chance .9 ** 6."""
+    assert power_paired(0.1, 5, 0.9) == 0
+    assert minimum_detectable_difference_paired(0.5, 5) is None
+    assert power_paired(0.1, 6, 0.9) == pytest.approx(0.9**6)
+    assert power_paired(0.5, 1000, 0.51) == power_unpaired(0.5, 1000, 0.51) == 0
+    assert power_unpaired(0.0, 3, 1.0) == 0  # three of three against none: Fisher's p is 2 / 20
+    assert power_unpaired(0.0, 4, 1.0) == 1
 
 
 def test_too_few_problems_detect_nothing() -> None:

@@ -21,6 +21,7 @@ def make_run(
     gold: str = "7",
     first: int = 0,
     version: str = "3",
+    num_errors: int = 0,
     **values: Any,
 ) -> Path:
     """A run that solved what `evaluations` says, by step; its problems are numbered from `first`."""
@@ -33,6 +34,8 @@ def make_run(
     for step, solved in evaluations.items():
         for number, right in enumerate(solved, start=first):
             score = {"value": float(right), "answer": "7", "status": "correct" if right else "wrong", "explanation": ""}
+            if number - first < num_errors:
+                score |= {"value": 0.0, "status": "error"}
             row = {"problem_id": f"p{number}", "question": f"Question {number}?", "gold": gold, "prompt_token_ids": [number]}
             row |= {"prompt": "", "completion": f"step {step} says {'7' if right else '8'}\n", "sample_index": 0}
             run.append(f"eval/step_{step}.jsonl", {**row, "scores": {"numeric": score, "format": score}})
@@ -85,7 +88,7 @@ def test_json_holds_every_number_and_every_flip(tmp_path: Path, capsys: pytest.C
     assert found["lost"] == ["p0", "p1"]
     assert found["p"] == found["holm_p"] == pytest.approx(2 * (1 + 7 + 21) / 128)
     assert (found["a"]["step"], found["b"]["step"], found["num_problems"]) == (0, 20, 10)
-    assert found["sentence"].endswith("at this discordance).")
+    assert found["grader_errors"] == {"a": 0, "b": 0}
 
 
 def test_several_runs_are_corrected_by_holm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,3 +150,44 @@ def test_another_grader_and_another_seed_can_be_asked_for(tmp_path: Path, capsys
     a, b = make_run(tmp_path, {0: HALF}), make_run(tmp_path, {0: MOST})
     assert "format grader, 10 problems" in compare(capsys, a, b, "--grader", "format")[1]
     assert compare(capsys, a, b, "--seed", "1") == compare(capsys, a, b, "--seed", "1")
+
+
+def test_without_disagreement_there_is_no_interval_and_nothing_is_said_to_be_seen_at_this_discordance(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = make_run(tmp_path, {0: HALF * 2}), make_run(tmp_path, {0: HALF * 2})
+    out = compare(capsys, a, b)[1]
+    assert "(no bootstrap interval, as no problem differs; exact McNemar p = 1; 0 gained, 0 lost; a difference of" in out
+    assert "points would be seen with power 0.8, and takes more disagreement than the 0.0 % seen)." in out
+    few = compare(capsys, make_run(tmp_path, {0: [False] * 4}), make_run(tmp_path, {0: [True] * 4}))[1]
+    assert "no bootstrap interval, as every problem differs by as much" in few
+    assert "4 problems are too few to show any difference with power 0.8)." in few
+
+
+def test_an_interval_that_leaves_out_0_where_the_test_does_not_reject_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [make_run(tmp_path, {0: [number < solved for number in range(60)]}) for solved in (0, 5, 6)]
+    assert (
+        "which leaves out 0 but is too narrow where 5 problems differ: the exact test decides; exact McNemar p = 0.06"
+        in (compare(capsys, *runs[:2])[1])
+    )
+    assert "leaves out 0" not in compare(capsys, runs[0], runs[2])[1]
+    assert "unlike the p-value that decides, is not corrected for several comparisons" in compare(capsys, *runs)[1]
+
+
+def test_completions_that_the_grader_failed_on_are_named_and_many_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = make_run(tmp_path, {0: HALF * 20}), make_run(tmp_path, {0: HALF * 20}, num_errors=2)
+    code, out, _ = compare(capsys, a, b)
+    said = "2 of 200 completions of B have a grader error (counted as wrong)"
+    assert code == 0
+    assert f"; {said})." in out
+    assert f"note: grader: {said}" in out
+    assert json.loads(compare(capsys, a, b, "--json")[1])[0]["grader_errors"] == {"a": 0, "b": 2}
+    worse = make_run(tmp_path, {0: HALF * 20}, num_errors=3)
+    code, _, error = compare(capsys, a, worse)
+    assert code == 2
+    assert "grader: 3 of 200 completions of B have a grader error" in error
+    assert compare(capsys, a, worse, "--allow-differences")[0] == 0

@@ -72,3 +72,14 @@ def test_listing_showing_and_verifying_import_no_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.rstrip().endswith("set()")
+
+
+def test_a_name_and_a_model_with_line_ends_and_escapes_stay_on_one_line(tmp_path: Path) -> None:
+    path = make_training_run(tmp_path)
+    config = json.loads((path / "config.json").read_text("utf-8"))
+    config["values"]["model_id"] = "ti\nny\x1b[31m"
+    (path / "config.json").write_text(json.dumps(config), "utf-8")
+    path.rename(path.with_name("a\nb\x1b[31m"))
+    heading, row = ask("list", "--artifacts-dir", tmp_path).stdout.rstrip().split("\n")
+    assert heading.startswith("name")
+    assert row.split()[:3] == ["a\\nb\\x1b[31m", "grpo", "ti\\nny\\x1b[31m"]

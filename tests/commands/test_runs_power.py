@@ -55,6 +55,13 @@ def test_the_power_said_is_how_often_simulated_runs_show_the_effect(capsys: pyte
     assert said == pytest.approx((z > Z_ALPHA).mean(), abs=0.02)
 
 
+def test_what_so_few_problems_can_never_show_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "none can be shown with so few" in power(capsys, "--n 5 --baseline 0.5")[1]
+    assert "cannot be shown with so few" in power(capsys, "--n 5 --baseline 0.1 --effect 0.9")[1]
+    assert problems(power(capsys, "--baseline 0.1 --effect 0.9")[1]) == 7  # P(Binomial(7, .9) ≥ 6) = .85; of 6: .53
+    assert "not seen at any baseline" in power(capsys, "--n 5 --effect 0.3")[1]
+
+
 def test_without_a_baseline_it_says_at_which_the_effect_is_seen(capsys: pytest.CaptureFixture[str]) -> None:
     _, paired, unpaired = power(capsys, "--n 1319 --effect 0.04")
     assert "seen at any baseline" in paired
