@@ -33,8 +33,10 @@ PARTS = {
     "ledger": (
         "loops.evaluate write_ledger",
         "loops.grpo digest",
+        "loops.grpo rollout_digests",
         "loops.sft digest",
         "loops.expert_iteration digest",
+        "loops.expert_iteration rollout_digests",
         "runs.directory RunDirectory.append",
     ),
     "weights": ("learners.native NativeLearner.weights_digest",),

@@ -26,7 +26,7 @@ from grpo_gsm8k.runs.git import read_git
 from grpo_gsm8k.runs.metrics import LEDGER
 from grpo_gsm8k.runs.record import RunRecord, read_object, read_record
 from grpo_gsm8k.runs.snapshot import read_system
-from grpo_gsm8k.runs.storage import digest, make_folder, read_lines, write_json
+from grpo_gsm8k.runs.storage import digest, make_folder, read_lines, sealed, write_json
 
 RESUMABLE = (*TRAINING, "eval")
 ROWS, JOURNAL = "eval/step_0.jsonl", "eval/step_0.partial.jsonl"  # an evaluation's completions when it ended, and before
@@ -200,7 +200,7 @@ def _write(
     make_folder(folder)
     stamp = "".join(char for char in str(certificate["created_at"]) if char.isalnum())
     path = folder / f"resume_{stamp}.json"
-    write_json(path, certificate)
+    write_json(path, sealed(certificate))
     return path, certificate
 
 

@@ -37,7 +37,7 @@ from grpo_gsm8k.runs.divergence import (
 from grpo_gsm8k.runs.git import checked_out
 from grpo_gsm8k.runs.metrics import LEDGER, METRICS
 from grpo_gsm8k.runs.record import RunRecord, read_object, read_record
-from grpo_gsm8k.runs.storage import make_folder, write_json
+from grpo_gsm8k.runs.storage import make_folder, sealed, write_json
 
 SHOWN_DRIFTS = 12
 RECORD = Path("certificates/rerun.json")
@@ -175,8 +175,7 @@ def _keep(record: RunRecord, again: Path, checks: list[Check], verdict: Verdict,
     ledgers, metrics = ([read_steps(run, name, upto) for run in (record.path, again)] for name in (LEDGER, METRICS))
     found = verdict.divergence
     make_folder(again / RECORD.parent)
-    write_json(
-        again / RECORD,
+    certificate = sealed(
         {
             "rerun_of": record.name,
             "created_at": utc_now(),
@@ -187,8 +186,9 @@ def _keep(record: RunRecord, again: Path, checks: list[Check], verdict: Verdict,
             "differs": [asdict(check) for check in checks if check.effect != "none"],
             "agreement": agreement(ledgers[0], ledgers[1]),
             "drift": [asdict(one) for one in drifts(metrics[0], metrics[1])],
-        },
+        }
     )
+    write_json(again / RECORD, certificate)
 
 
 def _say(*lines: str) -> None:

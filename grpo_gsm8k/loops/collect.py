@@ -5,14 +5,14 @@ Shapes: G groups (problems), K rollouts a group.
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from grpo_gsm8k.errors import ProofError
 from grpo_gsm8k.loops.curriculum import PassOrder
 from grpo_gsm8k.loops.rollouts import RolloutBatch, RolloutRequest, RolloutSampler, turn_seeds
+from grpo_gsm8k.runs.rollout_metrics import has_distinct_rewards, rollout_metrics
 from grpo_gsm8k.types import Problem, Prompt, Rollout
 
 Group = list[Rollout]
@@ -103,59 +103,7 @@ class Collected:
         return [rollout for group in self.groups for rollout in group]
 
 
-def has_failed_grader(group: Sequence[Rollout]) -> bool:
-    """Returns whether a rollout of the group has no reward, for a failed grader gives none: not a 0 to compare others by."""
-    return any(rollout.score.status == "error" for rollout in group)
-
-
-def has_distinct_rewards(group: Sequence[Rollout]) -> bool:
-    """Returns whether a group's rewards, all known, differ; where they do not, nothing is better than anything else."""
-    return not has_failed_grader(group) and len({rollout.score.value for rollout in group}) > 1
-
-
 def collected_metrics(found: Collected) -> dict[str, float]:
-    """Returns what a step's rollouts say about rewards, groups and lengths."""
-    rollouts, groups = found.rollouts, found.groups
-    rewards = [rollout.score.value for rollout in rollouts]
-    lengths = [rollout.num_sampled for rollout in rollouts]
-    distinct = sum(has_distinct_rewards(group) for group in groups)
-    answers = sum(len({rollout.score.answer for rollout in group}) > 1 for group in groups)
-    metrics = {
-        "reward/mean": statistics.fmean(rewards),
-        "reward/std": statistics.pstdev(rewards),
-        "reward/zero_variance_groups": float(len(groups) - distinct),
-        "groups/distinct_rewards": distinct / len(groups),
-        "groups/distinct_answers": answers / len(groups),
-        "groups/replaced": float(found.num_replaced),
-        "rollout/num": float(len(rollouts)),
-        "rollout/mean_tokens": statistics.fmean(lengths),
-        "rollout/max_tokens": float(max(lengths)),
-        "rollout/turns": statistics.fmean(len(rollout.turns) for rollout in rollouts),
-        "rollout/truncated": sum(is_truncated(rollout) for rollout in rollouts) / len(rollouts),
-        "rollout/errors": float(found.num_errors),
-    }
-    for reason, count in Counter(rollout.stop_reason for rollout in rollouts).items():
-        metrics[f"rollout/stop_{reason}"] = count / len(rollouts)
-    return metrics | _by_source(rollouts) | _own_metrics(rollouts)
-
-
-def is_truncated(rollout: Rollout) -> bool:
-    """Returns whether a limit, not the model or the environment, ended the rollout."""
-    return rollout.stop_reason in ("length", "max_turns", "max_tokens")
-
-
-def _by_source(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """The mean reward by what a mixture's problems were made by, where there is more than one."""
-    found: dict[str, list[float]] = {}
-    for rollout in rollouts:
-        source = rollout.problem.meta.get("gym", {}).get("dataset", "")
-        found.setdefault(source, []).append(rollout.score.value)
-    return {f"reward/{name}/mean": statistics.fmean(values) for name, values in found.items()} if len(found) > 1 else {}
-
-
-def _own_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    names = sorted({name for rollout in rollouts for name in rollout.metrics})
-    values: Mapping[str, list[float]] = {
-        name: [rollout.metrics[name] for rollout in rollouts if name in rollout.metrics] for name in names
-    }
-    return {f"env/{name}": statistics.fmean(given) for name, given in values.items()}
+    """Returns what a step's rollouts say about rewards, groups and lengths, and how many were replaced or failed."""
+    counts = {"groups/replaced": float(found.num_replaced), "rollout/errors": float(found.num_errors)}
+    return rollout_metrics(found.groups) | counts

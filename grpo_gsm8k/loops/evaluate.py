@@ -109,11 +109,12 @@ def evaluate_unrecorded(
     run.close_file(journal)
     rows = [make_row(task, request, kept[request.index], texts[request.index], scores[request.index]) for request in requests]
     aggregate = summarise(rows, tuple(task.graders), step=step, seed=task.seed)
-    write_bytes(run.path / f"eval/step_{step}.jsonl", b"".join(json_line(row) for row in rows))
+    content = b"".join(json_line(row) for row in rows)
+    write_bytes(run.path / f"eval/step_{step}.jsonl", content)
     run.write_json(f"eval/step_{step}.json", aggregate)
     rate = clock["tokens"] / clock["sample_s"] if clock["tokens"] else 0.0
     times = {"time/sample_s": clock["sample_s"], "time/grade_s": clock["grade_s"], "time/tokens_per_s": rate}
-    return Evaluation(aggregate, _stages(task, rows), times)
+    return Evaluation(aggregate, {**_stages(task, rows), "rows": content}, times)
 
 
 def journal_name(step: int) -> str:

@@ -62,14 +62,15 @@ def evaluate_env(
     aggregate = summarise(rows, (task.env.name,), step=step, seed=task.seed) | {"rollouts": summarise_rollouts(batch.rollouts)}
     path = run.path / f"eval/step_{step}.jsonl"
     make_folder(path.parent)
-    write_bytes(path, b"".join(json_line(row) for row in rows))
+    content = b"".join(json_line(row) for row in rows)
+    write_bytes(path, content)
     run.write_json(f"eval/step_{step}.json", aggregate)
     times = {
         "time/sample_s": batch.sample_s,
         "time/grade_s": batch.score_s,
         "time/tokens_per_s": batch.num_tokens / batch.sample_s if batch.sample_s else 0.0,
     }
-    return Evaluation(aggregate, _stages(task, batch.rollouts), times)
+    return Evaluation(aggregate, {**_stages(task, batch.rollouts), "rows": content}, times)
 
 
 def make_env_row(env_name: str, prompt: Prompt, rollout: Rollout, text: str) -> dict[str, Any]:

@@ -21,13 +21,14 @@ from grpo_gsm8k.algorithms.rollout_sequences import plain_sequence
 from grpo_gsm8k.algorithms.sft_loss import SftLoss
 from grpo_gsm8k.errors import ProofError
 from grpo_gsm8k.learners.protocol import Learner
-from grpo_gsm8k.loops.collect import Collected, Collector, collected_metrics, is_truncated
+from grpo_gsm8k.loops.collect import Collected, Collector, collected_metrics
 from grpo_gsm8k.loops.policy_sync import PolicySync
 from grpo_gsm8k.loops.rollouts import RolloutSampler
 from grpo_gsm8k.loops.training import TrainingRecord
 from grpo_gsm8k.runs.determinism import derive_seed
 from grpo_gsm8k.runs.directory import RunDirectory
 from grpo_gsm8k.runs.rollout_files import rollout_digests, write_rollouts
+from grpo_gsm8k.runs.rollout_metrics import is_truncated
 from grpo_gsm8k.runs.storage import digest, json_line, make_folder, write_bytes
 from grpo_gsm8k.tokenize import TokenSequence
 from grpo_gsm8k.types import Rollout
@@ -195,6 +196,6 @@ def _stages(found: Collected, examples: Sequence[TokenSequence], losses: list[fl
     return {
         **rollout_digests(found.rollouts),
         "kept": digest([example.id for example in examples]),
-        "loss": digest(losses),
-        "grad_norm": digest(norms),
+        "loss": losses,
+        "grad_norm": norms,
     }

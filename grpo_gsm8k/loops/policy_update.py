@@ -17,7 +17,8 @@ from grpo_gsm8k.algorithms.policy_loss import PolicyLoss
 from grpo_gsm8k.algorithms.rollout_sequences import build_sequences
 from grpo_gsm8k.errors import ProofError
 from grpo_gsm8k.learners.protocol import Learner
-from grpo_gsm8k.loops.collect import Group, has_distinct_rewards, has_failed_grader, is_truncated
+from grpo_gsm8k.loops.collect import Group
+from grpo_gsm8k.runs.rollout_metrics import has_distinct_rewards, has_failed_grader, is_truncated
 from grpo_gsm8k.tokenize import TokenSequence
 from grpo_gsm8k.types import Rollout
 

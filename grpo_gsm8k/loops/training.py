@@ -133,7 +133,7 @@ class TrainingRecord:
         self._metrics.log(step, {**metrics, "time/eval_wait_s": waited})
         self._take(self._evaluator.poll())
         if self._schedule.saves(step):  # last, so that a checkpoint never knows of a step that the records do not
-            self._save(step)
+            self._save(step, weights)
         last = max(self._evals, default=None)
         shown = "" if last is None else f"  eval@{last} {self._evals[last]['accuracy']:.3f}"
         told = f"{note}  " if note else ""
@@ -167,11 +167,11 @@ class TrainingRecord:
             self._metrics.log_rows(outcome.step, self._run.read(f"eval/step_{outcome.step}.jsonl"))
             self._run.append(LEDGER, {"step": outcome.step, **{f"eval/{key}": value for key, value in outcome.stages.items()}})
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, weights: Mapping[str, str]) -> None:
         with self._checkpoints.writing(step) as path:
             self._learner.save_state(path)
             self._save_extras(path)
-            pending = {number: weights for number, weights in self._evaluator.pending().items() if number <= step}
-            for number, weights in pending.items():
-                copy_folder(weights, path / PENDING / f"step-{number}")
-            write_json(path / STATE, {"step": step, "pending_eval": sorted(pending), **self._identity})
+            pending = {number: folder for number, folder in self._evaluator.pending().items() if number <= step}
+            for number, folder in pending.items():
+                copy_folder(folder, path / PENDING / f"step-{number}")
+            write_json(path / STATE, {"step": step, "pending_eval": sorted(pending), **weights, **self._identity})

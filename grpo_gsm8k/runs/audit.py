@@ -7,7 +7,7 @@ have labels of their own, and a label does not outlive the text it was given to.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,22 @@ from grpo_gsm8k.runs.evaluations import grader_versions
 from grpo_gsm8k.runs.reading import reading
 from grpo_gsm8k.runs.rollout_files import FOLDER as ROLLOUTS
 from grpo_gsm8k.runs.rollout_files import read_rollouts
-from grpo_gsm8k.runs.storage import digest, json_line, make_folder, parse_json, read_lines, read_plain, write_bytes
+from grpo_gsm8k.runs.storage import (
+    digest,
+    is_as_sealed,
+    json_line,
+    make_folder,
+    parse_json,
+    read_lines,
+    read_plain,
+    sealed,
+    write_bytes,
+)
 
 FOLDER = "audit"
 LABELS = "labels.jsonl"
 Key = tuple[str, int, str]
+TEXTS = ("question", "gold", "completion")  # a sheet to be labelled shows these; they have to be what is stored
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,14 @@ class StoredCompletion:
 
 
 @dataclass(frozen=True)
+class Label:
+    """Whether a person calls a completion correct; `file`: where in the run it was when the label was given, where known."""
+
+    correct: bool
+    file: str | None
+
+
+@dataclass(frozen=True)
 class Stored:
     """The completions of one file, the run it belongs to (None: of no run), and the versions of the graders then."""
 
@@ -50,6 +69,11 @@ class Stored:
     run_path: Path | None
     completions: list[StoredCompletion]
     versions: Mapping[str, str]
+
+    @property
+    def file(self) -> str | None:
+        """The file's path inside its run."""
+        return None if self.run_path is None else self.path.resolve().relative_to(self.run_path).as_posix()
 
 
 def read_stored(name: str, artifacts: Path) -> Stored:
@@ -142,28 +166,38 @@ def _of_rollouts(path: Path) -> list[StoredCompletion]:
     return found
 
 
-def read_labels(run_path: Path) -> dict[Key, bool]:
-    """Returns the labels that a run keeps. Raises: DataError when the file was damaged."""
+def read_labels(run_path: Path) -> dict[Key, Label]:
+    """Returns the labels that a run keeps. Raises: DataError when the file was damaged or changed."""
     path = run_path / FOLDER / LABELS
     labels = {}
     try:
         for row in read_lines(path):
-            labels[row["problem_id"], row["sample_index"], row["sha256"]] = bool(row["correct"])
+            if is_as_sealed(row) is False:
+                raise DataError(f"{path}: holds a label that is not the one written (its digest differs); it was changed")
+            labels[row["problem_id"], row["sample_index"], row["sha256"]] = Label(bool(row["correct"]), row.get("file"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: holds a line that is no label ({error!r}); it was changed") from None
     return labels
 
 
-def given_labels(path: Path, completions: Sequence[StoredCompletion]) -> tuple[dict[Key, bool], int]:
+def of_changed_texts(labels: Mapping[Key, Label], stored: Stored) -> list[Key]:
+    """Returns the labels that were given to this file when it held another gold or completion there; they count no more."""
+    there = {item.key for item in stored.completions}
+    return [key for key, label in labels.items() if label.file is not None and label.file == stored.file and key not in there]
+
+
+def given_labels(path: Path, stored: Stored) -> tuple[dict[Key, Label], int]:
     """Returns the labels in a file a person filled in, and how many of its lines have none (`correct` is null).
 
-    A line holds problem_id, sample_index (0 where it is not given) and correct: true, false or null; other keys do not count.
-    Raises: DataError with the line of what is no label, of a completion that is not there, and of one labelled both ways.
+    A line holds problem_id, sample_index (0 where it is not given) and correct: true, false or null. Question, gold and
+    completion, where they are given, have to be what is stored; other keys do not count.
+    Raises: DataError with the line of what is no label, of a completion that is not there or is another, and of one labelled
+    both ways.
     """
-    keys = {(item.problem_id, item.sample_index): item.key for item in completions}
-    labels: dict[Key, bool] = {}
+    items = {(item.problem_id, item.sample_index): item for item in stored.completions}
+    labels: dict[Key, Label] = {}
     num_empty = 0
     if not path.is_file():
         raise DataError(f"{path}: no such file")
@@ -176,13 +210,17 @@ def given_labels(path: Path, completions: Sequence[StoredCompletion]) -> tuple[d
             continue
         row = _label_row(line, f"{path}:{number}")
         named = row["problem_id"], row.get("sample_index", 0)
-        key = keys.get(named)
-        if key is None:
-            raise DataError(f"{path}:{number}: {named[0]}, sample {named[1]}, is not among the {len(keys)} completions")
+        said = f"{path}:{number}: {named[0]}, sample {named[1]},"
+        item = items.get(named)
+        if item is None:
+            raise DataError(f"{said} is not among the {len(items)} completions")
+        other = [name for name in TEXTS if name in row and row[name] != getattr(item, name)]
+        if other:
+            raise DataError(f"{said} has another {' and '.join(other)} in {stored.path}; label what that holds (--to-label)")
         if row["correct"] is None:
             num_empty += 1
-        elif labels.setdefault(key, row["correct"]) != row["correct"]:
-            raise DataError(f"{path}:{number}: {named[0]}, sample {named[1]}, is labelled true and false; say which")
+        elif labels.setdefault(item.key, Label(row["correct"], stored.file)).correct != row["correct"]:
+            raise DataError(f"{said} is labelled true and false; say which")
     return labels, num_empty
 
 
@@ -203,13 +241,15 @@ def _label_row(line: bytes, place: str) -> dict[str, Any]:
     return row
 
 
-def keep_labels(run_path: Path, labels: Mapping[Key, bool]) -> Path:
-    """Returns the file in which a run keeps its labels, written whole. Raises: StorageError."""
+def keep_labels(run_path: Path, labels: Mapping[Key, Label]) -> Path:
+    """Returns the file in which a run keeps its labels, written whole; each line has its place, their number and a digest of
+    its own. Raises: StorageError."""
     path = run_path / FOLDER / LABELS
     make_folder(path.parent)
-    rows = [
-        {"problem_id": problem, "sample_index": sample, "correct": labels[problem, sample, sha256], "sha256": sha256}
-        for problem, sample, sha256 in sorted(labels)
-    ]
+    rows = []
+    for index, key in enumerate(sorted(labels)):
+        problem, sample, sha256 = key
+        row = {"index": index, "num_labels": len(labels), "problem_id": problem, "sample_index": sample}
+        rows.append(sealed({**row, "correct": labels[key].correct, "file": labels[key].file, "sha256": sha256}))
     write_bytes(path, b"".join(json_line(row) for row in rows))
     return path

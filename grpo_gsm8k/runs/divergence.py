@@ -14,7 +14,7 @@ from grpo_gsm8k.runs.record import read_object
 from grpo_gsm8k.runs.storage import digest, file_sha256, read_lines
 
 # The order of causes: what stands first decides what stands after it.
-STAGES = ("data", "prompt", "tokens", "sampled_tokens", "reward", "kept", "advantage", "loss", "grad_norm", "weights")
+STAGES = ("data", "prompt", "tokens", "sampled_tokens", "reward", "rows", "kept", "advantage", "loss", "grad_norm", "weights")
 WORDS = {"sampled_tokens": "sampled tokens", "grad_norm": "gradient"}
 FREE_PREFIXES = ("time/", "sys/")
 FREE_RESULTS = frozenset({"times", "changed", "folder", "outfile"})  # times, and where a data tool put its files

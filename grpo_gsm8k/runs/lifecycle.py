@@ -116,7 +116,7 @@ def _end(run: RunDirectory, state: State, reason: str | None, exit_code: int) ->
     manifest_sha256 = None
     run.close_files()
     try:
-        manifest_sha256 = write_manifest(run.path)
+        manifest_sha256 = write_manifest(run.path, {"state": state, "exit_code": exit_code})
     except (HarnessError, OSError) as error:
         log.warning("%s was not written, so the run's files cannot be verified: %s", MANIFEST, error)
     run.finish(state, reason, exit_code, manifest_sha256)

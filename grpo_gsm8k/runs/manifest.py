@@ -1,4 +1,6 @@
-"""manifest.json: what a run's files were when it ended. sha256 and size of each; status.json has the sha256 of the manifest."""
+"""manifest.json: what a run's files were when it ended: sha256 and size of each, the last state, and the log as far as it was
+written. status.json has the sha256 of the manifest.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +12,19 @@ from typing import Any
 
 from grpo_gsm8k.runs.storage import file_sha256, parse_json, read_plain, write_json
 
-MANIFEST = "manifest.json"
+MANIFEST, LOG = "manifest.json", "run.log"
 # Written after the manifest: the last state, the log, and what says so itself.
-STILL_WRITTEN = frozenset({MANIFEST, "status.json", "run.log", ".lock", ".reserve"})
-# Made from the run's own files, at its end or by a later command. Their removal loses nothing.
+STILL_WRITTEN = frozenset({MANIFEST, "status.json", LOG, ".lock", ".reserve"})
+# Made from the run's own files, at its end or by a later command, so the manifest cannot have them. report.html can be made
+# again; labels that people gave, and certificates, cannot: those have a digest of their own, which verify checks.
 DERIVED_FILES = frozenset({"report.html"})
 DERIVED_FOLDERS = ("audit/", "certificates/", "tensorboard/", "wandb/")
 
 
-def write_manifest(run: Path) -> str:
+def write_manifest(run: Path, ended: Mapping[str, Any]) -> str:
     """Returns the sha256 of manifest.json, which it writes; what a checkpoint's COMPLETE says is not computed again.
+
+    `ended`: what status.json will say of the end, which it does not have yet.
 
     Raises: StorageError; OSError where a file of the run cannot be read.
     """
@@ -29,7 +34,10 @@ def write_manifest(run: Path) -> str:
         if is_hashed(name) and stat.S_ISREG(status.st_mode):
             sha256 = known.get(name) or file_sha256(run / name)
             files[name] = {"bytes": status.st_size, "sha256": sha256}
-    write_json(run / MANIFEST, {"format": 1, "files": files})
+    record: dict[str, Any] = {"format": 1, "ended": dict(ended), "files": files}
+    if (run / LOG).exists():
+        record["log"] = {"bytes": (run / LOG).stat().st_size, "sha256": file_sha256(run / LOG)}
+    write_json(run / MANIFEST, record)
     return file_sha256(run / MANIFEST)
 
 

@@ -9,13 +9,14 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from grpo_gsm8k.errors import DataError, StorageError
 
+OWN_SHA256 = "own_sha256"  # of what a later command adds to a run: no manifest has it
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
@@ -169,3 +170,16 @@ def file_sha256(path: Path) -> str:
     """Returns the sha256 of a file's bytes. Raises: OSError."""
     with open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns an object as JSON holds it, with the digest of itself as its last value."""
+    plain: dict[str, Any] = json.loads(json.dumps(value, default=str))
+    return {**plain, OWN_SHA256: digest(plain)}
+
+
+def is_as_sealed(value: Mapping[str, Any]) -> bool | None:
+    """Returns whether an object still has the digest that `sealed` gave it; None where it never had one."""
+    if OWN_SHA256 not in value:
+        return None
+    return bool(value[OWN_SHA256] == digest({key: each for key, each in value.items() if key != OWN_SHA256}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from functools import partial
@@ -11,10 +12,13 @@ from typing import Any
 from grpo_gsm8k.errors import InputError
 from grpo_gsm8k.runs.catalog import clock_notes
 from grpo_gsm8k.runs.directory import read_status
-from grpo_gsm8k.runs.manifest import MANIFEST, is_derived, is_hashed, walk
+from grpo_gsm8k.runs.manifest import LOG, MANIFEST, is_derived, is_hashed, walk
+from grpo_gsm8k.runs.storage import read_plain
 from grpo_gsm8k.runs.verification import UNKNOWN, Hashes, Verification, counted
+from grpo_gsm8k.runs.verify_added import check_added
 from grpo_gsm8k.runs.verify_content import UNLIKE, check_evaluations, check_lines, check_result, check_rollouts
 from grpo_gsm8k.runs.verify_state import check_checkpoints, check_config, check_data
+from grpo_gsm8k.runs.verify_training import check_rollout_metrics, check_training_metrics
 
 STATUS = "status.json"
 OWN_FILES = ("config.json", "command.json", MANIFEST)  # what tells a run directory from any other folder
@@ -44,11 +48,14 @@ def verify_run(path: Path) -> Verification:
         partial(_check_manifest, status=status, hashes=hashes),
         check_config,
         check_lines,
-        check_evaluations,
+        partial(check_evaluations, hashes=hashes),
         check_rollouts,
+        check_training_metrics,
+        check_rollout_metrics,
         check_result,
         partial(check_checkpoints, hashes=hashes),
         partial(check_data, hashes=hashes),
+        check_added,
     ):
         try:
             check(found)
@@ -76,6 +83,8 @@ def _check_manifest(found: Verification, status: Mapping[str, Any], hashes: Hash
         found.note(f"{STATUS} does not have the sha256 of {MANIFEST}")
     elif recorded != found.manifest_sha256:
         found.wrong(MANIFEST, f"changed since the run ended ({STATUS} has another sha256 of it)")
+    if recorded is not None:
+        _check_end(found, manifest, status)
     files = manifest.get("files")
     if not isinstance(files, dict):
         found.wrong(MANIFEST, "does not hold the list of files that was written")
@@ -95,6 +104,24 @@ def _check_manifest(found: Verification, status: Mapping[str, Any], hashes: Hash
         found.note(
             f"not in {MANIFEST}: {counted(derived, 'file', 'files')} made from these (report, audits, certificates, trackers)"
         )
+
+
+def _check_end(found: Verification, manifest: Mapping[str, Any], status: Mapping[str, Any]) -> None:
+    """The two files that are written to after the manifest: the last state, and the log as far as it was then written."""
+    ended, log = manifest.get("ended"), manifest.get("log")
+    for key, value in ended.items() if isinstance(ended, dict) else ():
+        if status.get(key) != value:
+            found.wrong(STATUS, f"{key} is {status.get(key)!r}, and {MANIFEST} has {value!r}, with which the run ended")
+    if isinstance(log, dict):
+        try:
+            content = read_plain(found.path / LOG)
+        except FileNotFoundError:
+            found.wrong(LOG, "is missing")
+        except OSError as error:
+            found.wrong(LOG, f"cannot be read ({error.strerror or error})")
+        else:
+            if hashlib.sha256(content[: int(log["bytes"])]).hexdigest() != log["sha256"]:
+                found.wrong(LOG, f"was changed: what it held when the run ended has another sha256 in {MANIFEST}")
 
 
 def _without_manifest(found: Verification, once: bool) -> None:

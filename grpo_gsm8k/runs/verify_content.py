@@ -11,9 +11,10 @@ from typing import Any
 from grpo_gsm8k.errors import DataError
 from grpo_gsm8k.runs.rollout_files import read_rollouts, rollout_digests
 from grpo_gsm8k.runs.storage import digest
-from grpo_gsm8k.runs.verification import Verification, counted
+from grpo_gsm8k.runs.verification import Hashes, Verification, counted
 
 LEDGER, METRICS = "ledger.jsonl", "metrics.jsonl"
+ROWS = "rows"  # the ledger's stage of an evaluation that is the sha256 of the file
 # Whatever a damaged row may do to what reads it as a whole one.
 UNLIKE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, struct.error)
 
@@ -31,12 +32,12 @@ def check_lines(found: Verification) -> None:
             found.wrong(name, f"has no line of step {', '.join(missing[:5])}, and {other} has")
 
 
-def check_evaluations(found: Verification) -> None:
+def check_evaluations(found: Verification, hashes: Hashes) -> None:
     """Compares the digests of the ledger, the aggregates and the metrics with what follows from each evaluation's rows."""
     ledger = found.rows(LEDGER) or []
     metrics = found.rows(METRICS) or []
     num_checked = 0
-    for step, name in _steps(found, "eval"):
+    for step, name in steps_of(found, "eval"):
         rows = found.rows(name)
         if rows is None:
             continue
@@ -50,6 +51,10 @@ def check_evaluations(found: Verification) -> None:
         if recorded is None:
             found.note(f"{name}: {LEDGER} has no line of it")
         else:
+            if ROWS in recorded:
+                actual[ROWS] = hashes.of(name)
+            else:
+                found.note(f"{LEDGER} has no digest of whole rows, so the text and the answers in {name} are not checked by it")
             _compare_digests(found, name, step, recorded, actual)
             num_checked += 1
         _check_aggregate(found, step, len(rows), correct)
@@ -85,7 +90,7 @@ def check_rollouts(found: Verification) -> None:
     """Compares the digests of the ledger with what follows from the rollouts that were kept; each line has its own hash too."""
     ledger = {row.get("step"): row for row in found.rows(LEDGER) or [] if "loss" in row}
     num_checked = 0
-    for step, name in _steps(found, "rollouts"):
+    for step, name in steps_of(found, "rollouts"):
         try:
             stored = read_rollouts(found.path / name)
             actual = rollout_digests([entry.rollout for entry in stored])
@@ -123,14 +128,16 @@ def check_result(found: Verification) -> None:
             if there and aggregate.get(key) != there.get(key):
                 found.wrong("result.json", f"{key} is {_short(aggregate.get(key))}, and {name} has {_short(there.get(key))}")
         found.checked.append(f"result.json against {name}")
+    if found.state == "failed":
+        found.note("the run failed and has a result.json: it failed after its result, or one of the two was changed")
     weights = [row["weights"] for row in found.rows(LEDGER) or [] if "weights" in row]
     said = result.get("weights_sha256")
     if said is not None and weights and weights[-1] != said:
         found.wrong("result.json", f"weights_sha256 is not that of the last line of {LEDGER}")
 
 
-def _steps(found: Verification, folder: str) -> Iterator[tuple[int, str]]:
-    """Yields (step, path inside the run) of the JSONL files of a folder that belong to a step."""
+def steps_of(found: Verification, folder: str) -> Iterator[tuple[int, str]]:
+    """Yields (step, path inside the run) of the JSONL files of a folder that belong to a step, in order."""
     try:
         names = [path.name for path in (found.path / folder).iterdir()] if (found.path / folder).exists() else []
     except OSError as error:

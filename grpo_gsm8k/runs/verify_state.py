@@ -49,6 +49,7 @@ def check_checkpoints(found: Verification, hashes: Hashes) -> None:
             found.wrong(f"{name}/{COMPLETE}", f"has other hashes than {INDEX}")
         _check_files(found, name, files, hashes)
         _check_identity(found, f"{name}/trainer_state.json", hashes)
+        _check_weights(found, f"{name}/trainer_state.json")
     if folders:
         found.checked.append(f"{counted(len(folders), 'checkpoint', 'checkpoints')} against {COMPLETE} and {INDEX}")
 
@@ -89,6 +90,17 @@ def _check_identity(found: Verification, name: str, hashes: Hashes) -> None:
             found.wrong(file, f"is not the one that {name} was saved with ({key})")
 
 
+def _check_weights(found: Verification, name: str) -> None:
+    state = found.object(name) or {}
+    for row in found.rows("ledger.jsonl") or []:
+        if (
+            "weights" in state
+            and row.get("step") == state.get("step")
+            and row.get("weights", state["weights"]) != state["weights"]
+        ):
+            found.wrong("ledger.jsonl", f"step {row['step']}: weights are not those that {name} was saved with")
+
+
 def check_data(found: Verification, hashes: Hashes) -> None:
     """Compares the files that data.json names, where they are still there, with their recorded sha256."""
     data = found.object("data.json")
@@ -123,7 +135,8 @@ def _data_files(found: Verification, row: Mapping[str, Any]) -> Iterator[tuple[s
         yield "template.txt", found.path / "template.txt", sha256
     elif isinstance(path, str) and isinstance(sha256, str):
         own = found.path / Path(path).name
-        if Path(path).parent.name == found.path.resolve().name:  # one of the run's own, wherever the run was moved to
+        is_own = Path(path).parent.name == found.path.resolve().name
+        if is_own or (own.exists() and not _located(found, path).exists()):  # wherever the run was moved, and called whatever
             yield own.name, own, sha256
         else:
             yield path, _located(found, path), sha256

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import logging
 import shutil
 import struct
 import subprocess
@@ -96,7 +97,9 @@ def make_training_run(artifacts: Path) -> Path:
 
 def fill(run: RunDirectory, artifacts: Path) -> None:
     """Writes what a run of two steps leaves."""
+    logging.getLogger("grpo_gsm8k").info("filled")
     values = {"model_id": "tiny", "temperature": 1.0, "eval_temperature": 0.0, "eval_max_new_tokens": 40, "seed": 1}
+    values["group_size"] = 1
     run.write_json("config.json", {"values": values, "sources": dict.fromkeys(values, "flag")})
     run.write_json("sys/git.json", {"sha": "1234567890" * 4, "branch": "main", "dirty": True, "left_out": []})
     run.write_json("sys/world.json", {"code": "c0de", "determinism": "strict", "num_threads": "1", "gpu": "none"})
@@ -111,7 +114,7 @@ def fill(run: RunDirectory, artifacts: Path) -> None:
     for step in (1, 2):
         rollouts = [make_rollout(number) for number in range(3)]
         advantages = [0.5, -0.25, -0.25]
-        run.append("metrics.jsonl", {"step": step, "reward/mean": 1 / 3, "train/loss": -0.01})
+        run.append("metrics.jsonl", {"step": step, "reward/mean": 1 / 3, "train/loss": -0.01, "optim/grad_norm": 0.5})
         line = {
             "data": sha256([[f"t{number}", 0] for number in range(3)]),
             "prompt": sha256_packed(*(("<3q", 2, 5, number) for number in range(3))),
@@ -125,7 +128,7 @@ def fill(run: RunDirectory, artifacts: Path) -> None:
         (path / "model.safetensors").write_bytes(b"weights" * 100)
         shutil.copyfile(Path(grpo_gsm8k.__file__).parent / "models/tiny/tokenizer.json", path / "tokenizer.json")
         data_sha256 = hashlib.sha256((run.path / "data.json").read_bytes()).hexdigest()
-        state = {"step": 2, "config_sha256": sha256(values), "data_sha256": data_sha256}
+        state = {"step": 2, "weights": "w2", "config_sha256": sha256(values), "data_sha256": data_sha256}
         (path / "trainer_state.json").write_text(json.dumps(state))
     aggregate = json.loads((run.path / "eval/step_2.json").read_bytes())
     run.write_json("result.json", {"steps": 2, "weights_sha256": "w2", "last_eval_step": 2, "eval": aggregate})
@@ -160,6 +163,7 @@ def evaluate(run: RunDirectory, step: int, solved: list[bool]) -> None:
         "eval/prompt": sha256([[3, number] for number in range(len(solved))]),
         "eval/sampled_tokens": sha256([[9, number] for number in range(len(solved))]),
         "eval/reward": sha256([["correct" if right else "wrong"] for right in solved]),
+        "eval/rows": hashlib.sha256((run.path / f"eval/step_{step}.jsonl").read_bytes()).hexdigest(),
     }
     run.append("ledger.jsonl", {"step": step, **line})
 

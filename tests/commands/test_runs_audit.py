@@ -106,7 +106,51 @@ def test_a_label_does_not_outlive_the_completion_it_was_given_to(tmp_path: Path,
     assert main(["runs", "audit", str(run), "--label", str(sheet)]) == 0
     stored = run / "eval/step_0.jsonl"
     stored.write_bytes(stored.read_bytes().replace(b"9 + 9 = 18", b"9 * 2 = 18"))
-    assert record(capsys, str(run))["num_labelled"] == 0
+    found = record(capsys, str(run))
+    assert (found["num_labelled"], found["num_labels_of_changed_text"]) == (0, 1)
+    assert main(["runs", "audit", str(run)]) == 0
+    assert "1 label is of a text that has changed and is left out" in capsys.readouterr().out
+    assert main(["runs", "audit", str(run), "--label", str(sheet)]) == 0  # labelled anew
+    found = record(capsys, str(run))
+    assert (found["num_labelled"], found["num_labels_of_changed_text"]) == (1, 0)
+
+
+@pytest.mark.parametrize("key", ["gold", "completion", "question"])
+def test_a_sheet_that_shows_another_text_than_is_stored_is_refused_by_its_line(
+    key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, sheet = make_run(tmp_path), tmp_path / "sheet.jsonl"
+    assert main(["runs", "audit", str(run), "--to-label", str(sheet)]) == 0
+    rows = [{**row, "correct": True} for row in read_lines(sheet)]
+    rows[1][key] += " "
+    sheet.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["runs", "audit", str(run), "--label", str(sheet)]) == 2
+    assert f"sheet.jsonl:2: p3, sample 0, has another {key} in" in capsys.readouterr().err
+    assert not (run / "audit").exists()
+
+
+def test_a_changed_removed_or_emptied_label_is_named_by_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, sheet = make_run(tmp_path), tmp_path / "sheet.jsonl"
+    sheet.write_text("".join(json.dumps({"problem_id": f"p{n}", "correct": True}) + "\n" for n in range(2)))
+    assert main(["runs", "audit", str(run), "--label", str(sheet)]) == 0
+    kept = run / "audit/labels.jsonl"
+    written = kept.read_text()
+
+    def said(content: str) -> str:
+        kept.write_text(content)
+        capsys.readouterr()
+        main(["runs", "verify", str(run)])
+        lines = capsys.readouterr().out.splitlines()
+        return " ".join(line for line in lines if line.startswith("audit/"))
+
+    assert said(written) == ""
+    assert "was changed" in said(written.replace('"correct": true', '"correct": false', 1))
+    assert main(["runs", "audit", str(run)]) == 2
+    assert "some were removed or added" in said(written.splitlines(keepends=True)[0])
+    assert "is empty" in said("")
+    kept.write_text(written)
+    (run / "audit/eval_step_0.json").write_text((run / "audit/eval_step_0.json").read_text().replace(": 2", ": 3", 1))
+    assert "audit/eval_step_0.json: was changed" in said(written)
 
 
 def test_a_file_of_completions_is_audited_and_its_labels_are_not_kept(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from grpo_gsm8k.cli import main
 from grpo_gsm8k.errors import ProofError
 from grpo_gsm8k.runs.directory import RunDirectory, read_status
 from grpo_gsm8k.runs.lifecycle import Interrupted, running
+from grpo_gsm8k.runs.storage import sealed, write_json
 
 
 @pytest.fixture
@@ -86,9 +88,14 @@ def test_a_changed_or_removed_manifest_is_named(run: Path) -> None:
     [
         ("eval/step_0.jsonl", '"status": "wrong"', '"status": "correct"', "reward gives"),
         ("eval/step_0.jsonl", '"token_ids": [9, 1]', '"token_ids": [9, 2]', "sampled_tokens gives"),
+        ("eval/step_0.jsonl", '"completion": "0"', '"completion": "7"', "rows gives"),
+        ("eval/step_0.jsonl", '"answer": "7"', '"answer": "8"', "rows gives"),
         ("eval/step_0.jsonl", "Question 1?", "Question 5?", "data gives"),
         ("eval/step_2.json", '"accuracy": 0.75', '"accuracy": 0.85', "the rows give 0.75"),
         ("metrics.jsonl", '"eval/numeric/accuracy": 0.25', '"eval/numeric/accuracy": 0.45', "eval/step_0.jsonl gives 0.25"),
+        ("metrics.jsonl", '"train/loss": -0.01', '"train/loss": -0.5', "train/loss is -0.5, and ledger.jsonl gives -0.01"),
+        ("metrics.jsonl", '"optim/grad_norm": 0.5', '"optim/lr": 0.5', "optim/grad_norm is not there"),
+        ("ledger.jsonl", '"weights": "w2"', '"weights": "w1"', "step 2: weights are not those that checkpoints/step-2/"),
         ("result.json", '"accuracy": 0.75', '"accuracy": 0.99', "accuracy is 0.99, and eval/step_2.json has 0.75"),
         ("result.json", '"w2"', '"w3"', "is not that of the last line of ledger.jsonl"),
         ("rollouts/step_2.jsonl", '"gold": "2"', '"gold": "3"', "not the rollout that was written"),
@@ -110,6 +117,48 @@ def test_a_forger_who_makes_the_manifest_fit_is_caught_by_what_numbers_are_deriv
     (run / name).write_text(text.replace(old, new, 1))
     reseal(run)
     assert any(said in what for what in problems(run)[name])
+
+
+def test_a_forged_reward_is_caught_by_the_rollouts_of_its_step(run: Path) -> None:
+    rows = (run / "metrics.jsonl").read_text().replace(f'"reward/mean": {1 / 3}', '"reward/mean": 0.99')
+    (run / "metrics.jsonl").write_text(rows)
+    reseal(run)
+    (said,) = problems(run)["metrics.jsonl"]  # of step 1 no rollouts were kept
+    assert said.startswith("step 2: reward/mean is 0.99, and rollouts/step_2.jsonl gives 0.33")
+
+
+@pytest.mark.parametrize(("key", "value"), [("state", "failed"), ("exit_code", 1)])
+def test_a_changed_end_and_a_changed_log_are_named(run: Path, key: str, value: object) -> None:
+    status = json.loads((run / "status.json").read_bytes())
+    (run / "status.json").write_text(json.dumps({**status, key: value}))
+    assert "with which the run ended" in problems(run)["status.json"][0]
+    (run / "status.json").write_text(json.dumps(status))
+    log = (run / "run.log").read_bytes()
+    (run / "run.log").write_bytes(log + b"said after the end\n")
+    assert problems(run) == {}
+    (run / "run.log").write_bytes(b"x" + log)
+    assert "was changed" in problems(run)["run.log"][0]
+    (run / "run.log").unlink()
+    assert problems(run)["run.log"] == ["is missing"]
+
+
+def test_a_certificate_with_another_verdict_is_named(run: Path) -> None:
+    path = run / "certificates/resume_1.json"
+    path.parent.mkdir()
+    write_json(path, sealed({"verdict": "divergent", "cases": [{"at": 1, "path": Path("x")}]}))
+    assert problems(run) == {}
+    path.write_text(path.read_text().replace("divergent", "identical"))
+    assert "was changed" in problems(run)["certificates/resume_1.json"][0]
+
+
+def test_a_runs_own_eval_set_is_found_when_the_run_is_moved_and_called_otherwise(run: Path, tmp_path: Path) -> None:
+    (run / "eval_set.jsonl").write_text("{}\n")
+    row = {"path": f"artifacts/runs/{run.name}/eval_set.jsonl", "sha256": hashlib.sha256(b"{}\n").hexdigest()}
+    (run / "data.json").write_text(json.dumps({"files": [row]}))
+    moved = Path(shutil.move(run, tmp_path / "copy"))
+    assert "not here" not in ask("verify", moved).stdout
+    (moved / "eval_set.jsonl").write_text("[]\n")
+    assert any("changed since the run" in what for what in problems(moved)["eval_set.jsonl"])
 
 
 def test_a_data_file_is_checked_where_it_is_still_there(run: Path) -> None:

@@ -15,11 +15,12 @@ from grpo_gsm8k.engines.scripted import ScriptedEngine
 from grpo_gsm8k.envs.dataset import DatasetEnv
 from grpo_gsm8k.envs.protocol import Exchange, Outcome, Reply
 from grpo_gsm8k.errors import ProofError
-from grpo_gsm8k.loops.collect import Collected, Collector, collected_metrics, has_distinct_rewards
+from grpo_gsm8k.loops.collect import Collected, Collector, collected_metrics
 from grpo_gsm8k.loops.curriculum import PassOrder, PassRateOrder
 from grpo_gsm8k.loops.rollouts import RolloutLimits, RolloutRequest, RolloutSampler
 from grpo_gsm8k.rewards.gym import GymScorer
 from grpo_gsm8k.runs.determinism import derive_seed
+from grpo_gsm8k.runs.rollout_metrics import has_distinct_rewards
 from grpo_gsm8k.types import Completion, Prompt, Rollout, Sampling, Score
 
 SEED, GROUP = 11, 4
