@@ -46,6 +46,16 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def accuracy_interval(means_P: Sequence[float], *, seed: int) -> tuple[float, float]:
+    """Returns the 95 % interval of an accuracy, from each problem's mean over its samples: the bootstrap over problems.
+
+    Where no sample is correct, or every one, a bootstrap would be empty and say nothing: then it is Wilson's, over problems.
+    """
+    if set(means_P) in ({0.0}, {1.0}):
+        return wilson_interval(round(sum(means_P)), len(means_P))
+    return bootstrap_interval(means_P, seed=seed)
+
+
 def _bootstrap_means(values: FloatArray, rng: np.random.Generator, resamples: int) -> FloatArray:
     """Returns means of `resamples` draws with replacement; counting how often each level is drawn is the same law, sooner."""
     num = values.size

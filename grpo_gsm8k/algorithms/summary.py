@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from grpo_gsm8k.algorithms.statistics import (
-    bootstrap_interval,
+    accuracy_interval,
     maj_at_k,
     minimum_detectable_difference,
     minimum_detectable_difference_paired,
@@ -74,7 +74,7 @@ def _grader_summary(problems: Sequence[Sequence[Row]], grader: str, seed: int) -
     counts = {status: statuses.count(status) for status in ("correct", "wrong", "unparsed", "error")}
     wilson = wilson_interval(sum(correct_P), len(problems)) if num_samples == 1 else None
     means_P = [correct / num_samples for correct in correct_P]
-    return {"accuracy": float(np.mean(means_P)), "ci95": bootstrap_interval(means_P, seed=seed), "wilson95": wilson, **counts}
+    return {"accuracy": float(np.mean(means_P)), "ci95": accuracy_interval(means_P, seed=seed), "wilson95": wilson, **counts}
 
 
 def _by_length(problems: Sequence[Sequence[Row]], grader: str, seed: int) -> list[dict[str, Any]]:
@@ -85,7 +85,7 @@ def _by_length(problems: Sequence[Sequence[Row]], grader: str, seed: int) -> lis
         members = [ordered[index] for index in part]
         means = [correct / len(members[0]) for correct in _correct(members, grader)]
         lengths = [len(samples[0]["question"]) for samples in members]
-        interval = bootstrap_interval(means, seed=seed)
+        interval = accuracy_interval(means, seed=seed)
         bins.append(
             {
                 "min_chars": min(lengths),

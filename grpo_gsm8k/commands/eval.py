@@ -141,8 +141,7 @@ def summary(config: EvalConfig, outcome: dict[str, Any], times: dict[str, float]
     width = min(shutil.get_terminal_size().columns, 100)
     lines = ["─" * width, f"{config.model_id} on {what}: {outcome['num_problems']} problems, {how}, engine {config.engine}"]
     for name, grader in outcome["graders"].items():
-        degenerate = grader["wilson95"] is not None and grader["ci95"][0] == grader["ci95"][1]
-        low, high = grader["wilson95"] if degenerate else grader["ci95"]  # a bootstrap of equal values says nothing
+        low, high = grader["ci95"]
         counts = "  ".join(f"{status} {grader[status]}" for status in ("correct", "wrong", "unparsed", "error"))
         lines.append(f"  {name:<13} {100 * grader['accuracy']:5.1f} %  [{100 * low:.1f}, {100 * high:.1f}]   {counts}")
     for key, label in (("pass_at_k", "pass@"), ("maj_at_k", "maj@")):

@@ -91,8 +91,6 @@ def finish(start: Started[Any], evals: dict[int, dict[str, Any]], weights_sha256
     click.echo(f"{'step':>8}  {'accuracy':>9}  95 % interval")
     for step, aggregate in evals.items():
         low, high = aggregate["ci95"]
-        if low == high and aggregate.get("wilson95"):  # a bootstrap of equal values says nothing
-            low, high = aggregate["wilson95"]
         click.echo(f"{step:>8}  {100 * aggregate['accuracy']:>7.1f} %  [{100 * low:.1f}, {100 * high:.1f}]")
     click.echo(f"weights {weights_sha256}")
     click.echo("─" * 80)

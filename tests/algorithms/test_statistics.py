@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from grpo_gsm8k.algorithms.comparison import sign_flip_p
 from grpo_gsm8k.algorithms.statistics import (
+    accuracy_interval,
     bootstrap_interval,
     maj_at_k,
     majority_index,
@@ -66,6 +67,13 @@ def test_all_zeros_give_an_empty_bootstrap_and_a_wilson_interval_that_is_not() -
     z2 = 1.959963984540054**2
     assert wilson_interval(0, 10) == pytest.approx((0.0, z2 / (10 + z2)), abs=1e-12)
     assert wilson_interval(10, 10) == pytest.approx((10 / (10 + z2), 1.0), abs=1e-12)
+
+
+def test_an_accuracy_of_none_or_all_has_wilsons_interval_and_any_other_the_bootstraps() -> None:
+    assert accuracy_interval([0.0] * 10, seed=0) == wilson_interval(0, 10)
+    assert accuracy_interval([1.0] * 10, seed=0) == wilson_interval(10, 10)
+    for means in ([0.0] * 9 + [0.5], [0.0, 1.0] * 5):
+        assert accuracy_interval(means, seed=3) == bootstrap_interval(means, seed=3)
 
 
 def test_wilson_of_5_in_10_is_the_textbooks() -> None:
