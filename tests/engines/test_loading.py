@@ -156,7 +156,7 @@ def test_a_hub_that_cannot_be_reached_is_the_worlds_fault(monkeypatch: pytest.Mo
 
 @without_cuda
 def test_cuda_asked_for_and_absent_says_what_to_use(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="cuda:0 asked for, but torch sees no CUDA device; use --device cpu"):
+    with pytest.raises(EngineError, match="cuda:0 asked for, but torch sees no CUDA device; give cpu in its place"):
         load_model(str(make_model(tmp_path)), device="cuda:0")
 
 
