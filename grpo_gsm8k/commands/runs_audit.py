@@ -64,7 +64,12 @@ def command(run: str, label: Path | None, to_label: Path | None, num_shown: int,
     if label is not None and stored.run_path is not None:
         name = f"{stored.path.resolve().parent.name}_{stored.path.stem}.json"
         write_json(stored.run_path / FOLDER / name, sealed(record))
-    if to_label is not None:
+    if to_label is not None and not found.disagreements:
+        said.append(
+            f"{to_label} is not written: judges agree on every completion. Any can be labelled all the same, a line each: "
+            '{"problem_id": …, "sample_index": 0, "correct": true}'
+        )
+    elif to_label is not None:
         write_jsonl(to_label, audit.to_label(found))
         said.append(
             f"{to_label}: {len(found.disagreements)} completions to label: set correct to true or false, then --label it"

@@ -98,6 +98,8 @@ def read_stored(name: str, artifacts: Path) -> Stored:
 
 
 def _evaluation_file(name: str, artifacts: Path) -> Path:
+    if name.endswith(".jsonl"):
+        raise InputError(f"no file {name}; give a run, RUN@STEP, or a JSONL of problem_id, gold and completion")
     named = re.fullmatch(r"(.+)@(\d+)", name)
     run = open_run(named[1] if named else name, artifacts).path
     steps = [re.fullmatch(r"step_(\d+)", path.stem) for path in run.glob("eval/step_*.jsonl")]
@@ -125,10 +127,8 @@ def _of_rows(path: Path) -> list[StoredCompletion]:
             scores = {grader: score["status"] for grader, score in row.get("scores", {}).items()}
             texts = {key: row[key] for key in ("problem_id", "gold", "completion")}
             index, question = row.get("sample_index", 0), row.get("question", "")
-        except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(
-                f"{path}:{number}: no stored completion ({error!r}); it needs problem_id, gold and completion"
-            ) from None
+        except (KeyError, TypeError, AttributeError):
+            raise DataError(f"{path}:{number}: is no stored completion; it needs problem_id, gold and completion") from None
         is_whole = isinstance(index, int) and all(
             isinstance(text, str) for text in (*texts.values(), question, *scores.values())
         )

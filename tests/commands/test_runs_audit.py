@@ -221,3 +221,12 @@ def test_an_evaluation_that_was_cut_or_whose_labels_were_damaged_is_one_line(
     assert "holds 2 rows of 4; it was cut or changed" in capsys.readouterr().err
     assert main(["runs", "audit", f"{run}@7"]) == 2
     assert "no evaluation of step 7; there are 0" in capsys.readouterr().err
+
+
+def test_where_judges_agree_no_empty_sheet_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, sheet = tmp_path / "agreed.jsonl", tmp_path / "sheet.jsonl"
+    file.write_text('{"problem_id": "a", "gold": "18", "completion": "9 + 9 = 18\\n#### 18"}\n')
+    assert main(["runs", "audit", str(file), "--to-label", str(sheet)]) == 0
+    assert "judges agree on every completion" in capsys.readouterr().out and not sheet.exists()
+    assert main(["runs", "audit", str(tmp_path / "gone.jsonl")]) == 2
+    assert "no file" in capsys.readouterr().err
