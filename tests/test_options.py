@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grpo_gsm8k.cli import main
 from grpo_gsm8k.commands import grpo
 from grpo_gsm8k.config import DataPrepConfig, EvalConfig, SftConfig
 from grpo_gsm8k.config_rl import ExpertIterationConfig, GrpoConfig
@@ -181,3 +182,11 @@ def test_no_override_ever_gives_anything_but_a_config_or_one_line(key: str, valu
             read(override)
         except ConfigError as error:
             assert str(error).count("\n") <= override.count("\n") * 2
+
+
+def test_a_dry_run_names_an_input_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gone = tmp_path / "gone.jsonl"
+    assert main(["eval", "--eval_path", str(gone), "--dry-run"]) == 2
+    assert f"eval_path (flag): there is no {gone}" in capsys.readouterr().err
+    gone.write_text('{"question": "1 + 1?", "answer": "#### 2"}\n')
+    assert main(["eval", "--eval_path", str(gone), "--dry-run"]) == 0

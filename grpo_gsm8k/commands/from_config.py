@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import click
 
-from grpo_gsm8k.errors import ConfigError
+from grpo_gsm8k.errors import ConfigError, InputError
 from grpo_gsm8k.options import Option, Resolved, options, resolve
 
 CONTEXT = {
@@ -62,6 +63,7 @@ def config_command(
             if dry_run:
                 import json
 
+                _check_inputs(resolved)
                 click.echo(json.dumps({"command": name, **resolved.record()}, indent=2, ensure_ascii=False))
                 return
             body(resolved, **given)
@@ -81,6 +83,16 @@ def config_command(
         return command
 
     return decorate
+
+
+def _check_inputs(resolved: Resolved[Any]) -> None:
+    """Raises: InputError for a file or folder that was named as an input and is not there."""
+    from grpo_gsm8k.commands.runs_again import INPUTS
+
+    for key in INPUTS:
+        value = getattr(resolved.config, key, None)
+        if value is not None and resolved.sources[key] != "default" and not Path(value).exists():
+            raise InputError(f"{key} ({resolved.sources[key]}): there is no {value} here")
 
 
 def _flag(opt: Option) -> click.Option:
