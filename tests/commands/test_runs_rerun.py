@@ -251,7 +251,7 @@ def test_training_done_again_is_identical_whole_and_up_to_a_step(trained: Path, 
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("seed", 7, "step 1, data"),
+        ("seed", 7, "step 0, rows of the evaluation"),  # each row holds its seed
         ("lr", 1e-3, "step 1, weights"),
         ("kl_beta", 0.5, "step 1, loss"),
         ("scale", "one", "advantage"),
