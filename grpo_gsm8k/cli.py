@@ -124,7 +124,9 @@ def _keep_traceback() -> str:
 
 def _say(said: str, code: int) -> int:
     """Prints one line, whatever text of a damaged file stands in it, and returns the exit code."""
-    line = "".join(char if char.isprintable() else "\ufffd" for char in " ".join(said.split()))
+    from grpo_gsm8k.runs.catalog import one_line
+
+    line = one_line(" ".join(said.split()))
     shown = line if len(line) <= MAX_CHARS else f"{line[:MAX_CHARS]}… ({len(line) - MAX_CHARS:,} more characters)"
     click.echo(scrub(f"error: {shown}" if code not in (130, 143) else shown), err=True)
     return code

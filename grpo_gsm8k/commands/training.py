@@ -134,11 +134,10 @@ def open_evaluator(
     config = start.resolved.config
     engine, device = choose_evaluator(config)
     arguments: dict[str, Any] = {"model_id": config.model_id, "revision": config.model_revision}
-    if engine != "vllm":
-        warn_unread(start.resolved, iter([("gpu_mem_util", f"evaluator's engine {engine}")]))
     if engine == "vllm":
         arguments |= {"gpu_mem_util": config.gpu_mem_util, "seed": config.seed}
     else:
+        warn_unread(start.resolved, iter([("gpu_mem_util", f"evaluator's engine {engine}")]))
         arguments |= {"device": "cpu" if device == "cpu" else "cuda:0"}
     spec = EvalWorkerSpec(
         run_path=str(start.run.path),

@@ -81,9 +81,8 @@ def ensure_environment(mode: str, num_threads: int, *, may_restart: bool) -> lis
             os.environ[name] = value
         got = os.environ[name] if name != "PYTHONHASHSEED" else _hash_seed()
         toggles.append(Toggle(name, value, got, decider(name) if name in owned else "harness"))
-    unasked = (
-        environment("strict", num_threads).keys() - asked.keys()
-    )  # fast mode does not ask for them, and they work all the same
+    # What only strict mode asks for works in fast mode too, where it stands.
+    unasked = environment("strict", num_threads).keys() - asked.keys()
     toggles += [Toggle(name, "as is", os.environ[name], decider(name)) for name in sorted(unasked) if name in os.environ]
     return toggles
 
